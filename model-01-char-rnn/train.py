@@ -1,0 +1,675 @@
+"""Train model 01, the character RNN.
+
+    text --> tokens --> (1) learning rate   (2) batch   (3) forward, loss   (4) backward, clip
+                        (5) step   (6) log   (7) evaluate, sample, save     ... and again
+         --> checkpoints/:  best.pt  last.pt  metrics.csv  loss.png  samples.txt
+
+The loss is cross-entropy in nats per token: -ln of the probability the model gave to the token
+that came. Validation loss is always over the whole validation split.
+
+Shapes: B batch, T time (context), V vocabulary
+
+    python train.py                                  # two minutes on a laptop
+    python train.py --dataset my_novel.txt --preset tiny
+    python train.py --resume checkpoints/last.pt     # go on, exactly where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from generate import (
+    FORMAT,
+    HERE,
+    VERSION,
+    Arguments,
+    Model,
+    add_machine_flags,
+    command,
+    find,
+    generate,
+    load_checkpoint,
+    opening,
+    pick_device,
+    pick_dtype,
+)  # fmt: skip
+from ngram import NGram
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from shared import UserError
+from shared.data.download import Corpus, load_default, load_text
+from shared.data.tales import recall_probes
+from shared.utils import visualize
+from shared.utils.tokenizers import CharTokenizer
+
+DATASET = "tiny-shakespeare"  # where none is named
+PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU
+    "tiny": dict(
+        hidden_size=128, layers=1, dropout=0.0, batch_size=16, context=32, lr=0.01, steps=400
+    ),
+    "small": dict(
+        hidden_size=512, layers=2, dropout=0.1, batch_size=64, context=64, lr=0.004, minutes=2.0
+    ),
+    "full": dict(
+        hidden_size=1024, layers=3, dropout=0.4, batch_size=64, context=128, lr=0.002, epochs=50.0
+    ),
+}
+LENGTHS = ("epochs", "steps", "minutes")
+KEPT = ("preset", "hidden_size", "layers", "dropout", "batch_size", "context", "seed", "dtype")
+SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
+NGRAM_ORDER = 7  # the best on Tiny Shakespeare: python ngram.py --order 9
+NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
+SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+
+
+@dataclass
+class Run:
+    """A training run: what is fixed, then all that changes (and goes into a checkpoint)."""
+
+    args: argparse.Namespace
+    corpus: Corpus
+    tokenizer: CharTokenizer
+    train: Tensor  # (N,) token ids
+    valid: Tensor
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: str
+    dtype: torch.dtype
+    out: Path
+    baseline: float = math.nan  # nats per token of the n-gram model
+    started: float = field(default_factory=time.perf_counter)
+
+    step: int = 0  # steps done; with the seed it fixes the position in the data
+    state: Tensor | None = None  # the model's memory, carried from batch to batch
+    best: float = math.inf  # lowest validation loss so far, nats per token
+    seconds: float = 0.0  # of training, evaluation left out
+    losses: tuple[float, int] = (0.0, 0)  # sum and number since the last line of metrics.csv
+    history: list[list] = field(default_factory=list)  # the lines of metrics.csv
+    samples: list[list] = field(default_factory=list)  # [step, text]
+
+    def bits_per_char(self, nats: float) -> float:
+        """From nats per token: one scale for all tokenizers."""
+        return nats / math.log(2) * len(self.valid) / len(self.corpus.valid)
+
+
+PROGRESS = ("step", "state", "best", "seconds", "losses", "history", "samples")
+COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char", "learning_rate")
+
+
+def parse_args() -> argparse.Namespace:
+    small = PRESETS["small"]
+    parser = Arguments("Train model 01, the character RNN.", prog="train.py")
+    parser.section("data and size")
+    parser.text(
+        "--dataset", None, f"tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or "
+        f"a UTF-8 text file ({DATASET}, or tales where it cannot be had)"
+    )  # fmt: skip
+    parser.text(
+        "--preset", None, "tiny, small or full: sets the flags below (small)", choices=PRESETS
+    )
+    parser.section("model (in brackets: preset small)")
+    parser.number("--hidden-size", int, None, f"hidden units ({small['hidden_size']})", 1, 1e5)
+    parser.number("--layers", int, None, f"recurrent layers ({small['layers']})", 1, 100)
+    parser.number("--dropout", float, None, f"share of units off ({small['dropout']})", 0, 0.95)
+    parser.section("training")
+    parser.number("--epochs", float, None, "passes over the training text", 1e-6)
+    parser.number("--steps", int, None, "updates of the weights", 1)
+    parser.number("--minutes", float, None, f"as many steps as fit ({small['minutes']:g})", 1e-3)
+    parser.number("--batch-size", int, None, f"texts side by side ({small['batch_size']})", 1, 1e6)
+    parser.number("--context", int, None, f"tokens a step, per text ({small['context']})", 1, 1e6)
+    parser.number("--lr", float, None, f"highest learning rate ({small['lr']})", 0, 10)
+    parser.number("--seed", int, None, "of weights, batches and samples (1337)", 0, 2**31)
+    parser.section("output")
+    parser.text("--out", None, "folder of the results (checkpoints/ in this model's folder)")
+    parser.text("--resume", None, "go on from this checkpoint", metavar="CHECKPOINT")
+    parser.number("--save-every", int, None, "steps between saves (half a minute's)", 1)
+    parser.number("--eval-every", int, None, "steps between evaluations (a tenth of all)", 1)
+    add_machine_flags(parser)
+    parser.text(
+        "--dtype", None, "of matrix products (auto: bfloat16 where it is fast)",
+        choices=["auto", "float32", "bfloat16", "float16"],
+    )  # fmt: skip
+    parser.text("--compile", False, "compile the model first (torch.compile)", action="store_true")
+    args = parser.parse()
+    if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
+        raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
+    return args
+
+
+def settle(args: argparse.Namespace, checkpoint: dict | None) -> None:
+    """Fill in the flags not given: from the checkpoint that is resumed, else from the preset."""
+    stored = checkpoint["settings"] if checkpoint else None
+    if stored:
+        clash = [
+            f"--{name.replace('_', '-')} {getattr(args, name)} (it has {stored[name]})"
+            for name in KEPT
+            if getattr(args, name) not in (None, stored[name])
+        ]
+        if clash:
+            raise UserError(
+                f"--resume keeps the checkpoint's settings, not {', '.join(clash)}: leave these "
+                f"out, or start a new run without --resume"
+            )
+    defaults = stored or {
+        **dict(seed=1337, dtype="auto", preset="small", save_every=None, eval_every=None),
+        **PRESETS[args.preset or "small"],
+    }
+    if any(getattr(args, name) for name in LENGTHS):  # another length than the default one
+        defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
+    started = time.perf_counter()
+    device = pick_device(args.device)
+    model = tokenizer = checkpoint = None
+    if args.resume:
+        model, tokenizer, checkpoint = load_checkpoint(find(args.resume), device)
+    settle(args, checkpoint)
+    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
+    corpus = load_text(name) if name else load_default(DATASET)
+    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
+        raise UserError(
+            f"{corpus.name} is not the text this checkpoint was trained on "
+            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
+        )
+    tokenizer = tokenizer or CharTokenizer.train(corpus.train + corpus.valid)
+    train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
+    if len(train) <= args.context or len(valid) < 2:
+        raise UserError(
+            f"{corpus.name} has {len(train):,} training tokens, the context is {args.context}: "
+            f"give it more text, or a smaller --context"
+        )
+    args.batch_size = min(args.batch_size, (len(train) - 1) // args.context)
+    dtype = pick_dtype(args.dtype, device)
+    args.dtype = str(dtype).removeprefix("torch.")
+    torch.manual_seed(args.seed)
+    model = model or Model(tokenizer.vocab_size, args.hidden_size, args.layers, args.dropout)
+    optimizer = torch.optim.AdamW(model.to(device).parameters(), betas=(0.9, 0.95), fused=True)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    out = (
+        Path(args.out)
+        if args.out
+        else find(args.resume).parent
+        if args.resume
+        else HERE / "checkpoints"
+    )
+    run = Run(
+        args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out,
+        started=started,
+    )  # fmt: skip
+    if checkpoint:
+        restore(run, checkpoint)
+    if args.epochs and not args.steps:
+        args.steps = max(1, round(args.epochs * steps_per_epoch(run)))
+    return run
+
+
+# ------------------------------------------------------------------------------------ the data
+
+
+def steps_per_epoch(run: Run) -> int:
+    return max(1, (len(run.train) - 1) // run.args.batch_size // run.args.context)
+
+
+def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
+    """Inputs and targets (B, T), each target the token after its input; is it a new beginning?
+
+    The text is cut into B streams, read side by side, T tokens a step: so the state that the
+    model ends a step with is the right one to begin the next step with. Each epoch cuts
+    elsewhere. A batch depends on seed and step only, so a resumed run sees the same ones.
+    """
+    batch_size, context = run.args.batch_size, run.args.context
+    epoch, chunk = divmod(run.step, steps_per_epoch(run))
+    random = torch.Generator().manual_seed(run.args.seed + epoch)
+    offset = torch.randint(len(run.train), (1,), generator=random)
+    streams = torch.arange(batch_size) * ((len(run.train) - 1) // batch_size)  # (B,)
+    positions = offset + streams[:, None] + chunk * context + torch.arange(context + 1)
+    batch = run.train[positions % len(run.train)].to(run.device)  # (B, T + 1)
+    return batch[:, :-1], batch[:, 1:], chunk == 0
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+def loss_of(run: Run, logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats: logits (B, T, V), targets (B, T); a target of -100 does not count."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+
+
+def autocast(run: Run) -> torch.autocast:
+    """Matrix products in run.dtype; the weights themselves stay float32."""
+    return torch.autocast(run.device, run.dtype, enabled=run.dtype != torch.float32)
+
+
+@torch.inference_mode()
+def evaluate(run: Run) -> float:
+    """Nats per token over the whole validation split: each token but the first is predicted once.
+
+    The split is read as B streams side by side, each from beginning to end.
+    """
+    run.model.eval()
+    predicted = len(run.valid) - 1
+    streams = min(run.args.batch_size, -(-predicted // run.args.context))
+    length = -(-predicted // streams)  # of a stream; what is missing in the last is not counted
+    padding = streams * length - predicted
+    inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)
+    targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
+    total, state = 0.0, None
+    for t in range(0, length, run.args.context):
+        chunk = slice(t, t + run.args.context)
+        with autocast(run):
+            logits, state = run.model(inputs[:, chunk].to(run.device), state)
+        total += loss_of(run, logits, targets[:, chunk].to(run.device), "sum").item()
+    run.model.train()
+    return total / predicted
+
+
+def write_sample(run: Run, length: int = 300) -> str:
+    """What the model writes now, from the start of a line; its own dice, not the run's."""
+    run.model.eval()
+    prompt = opening(run.tokenizer)
+    tokens = generate(run.model, prompt, length, temperature=0.8, seed=run.args.seed)
+    text = run.tokenizer.decode(list(tokens))
+    run.model.train()
+    return text.strip("\n")
+
+
+def estimate_memory(run: Run) -> float:
+    """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        inputs, targets, _ = get_batch(run)
+        with autocast(run):
+            loss = loss_of(run, run.model(inputs)[0], targets)
+        del loss
+    return sum(kept.values()) + 4 * 4 * sum(p.numel() for p in run.model.parameters())
+
+
+# --------------------------------------------------------------------------------- checkpoints
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when all is written, or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(run: Run, name: str) -> None:
+    """All it takes to go on exactly from here: plain tensors and plain values, then a SHA-256."""
+    rng = {"cpu": torch.get_rng_state()}
+    if run.device != "cpu":
+        rng[run.device] = getattr(torch, run.device).get_rng_state()
+    checkpoint = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": type(run.model).__name__,
+        "config": run.model.config,
+        "tokenizer": run.tokenizer.state_dict(),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "settings": {name: getattr(run.args, name) for name in SETTINGS},
+        "dataset": {"name": run.corpus.name, "sha256": run.corpus.sha256},
+        "progress": {name: getattr(run, name) for name in PROGRESS},
+        "rng": rng,
+    }
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(run.out / name) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+
+
+def restore(run: Run, checkpoint: dict) -> None:
+    """Put back what save_checkpoint saved (the model and the settings are there already)."""
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    run.scaler.load_state_dict(checkpoint["scaler"])
+    for name, value in checkpoint["progress"].items():
+        setattr(run, name, value)
+    run.model.train()
+    for device, state in checkpoint["rng"].items():
+        if device in (run.device, "cpu"):
+            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state.cpu())
+
+
+def write_results(run: Run) -> None:
+    """metrics.csv, samples.txt and loss.png, as far as the run has come."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([["" if v is None else v for v in row] for row in run.history])
+    samples = "".join(f"--- step {step}\n{text}\n\n" for step, text in run.samples)
+    for name, text in (("metrics.csv", table.getvalue()), ("samples.txt", samples)):
+        with replacing(run.out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    with replacing(run.out / "loss.png") as temporary:
+        visualize.plot_loss(
+            [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
+            temporary,
+            title=f"{type(run.model).__name__} on {run.corpus.name}",
+            bits_per_nat=run.bits_per_char(1.0),
+            baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
+            floor=run.corpus.floor,
+        )
+
+
+def set_aside(out: Path) -> None:
+    """Move the results of an earlier run to a folder of their own: nothing is ever lost."""
+    earlier = [p for p in out.glob("*") if p.suffix in (".pt", ".csv", ".png", ".txt")]
+    if earlier:
+        newest = max(p.stat().st_mtime for p in earlier)
+        folder = out / time.strftime("run-%Y-%m-%d-%H-%M-%S", time.localtime(newest))
+        folder.mkdir(exist_ok=True)
+        for path in earlier:
+            path.replace(folder / path.name)
+        print(f"the results of an earlier run are now in {shown(folder)}")
+
+
+# -------------------------------------------------------------------------------- the training
+
+
+class Stop:
+    """Ctrl-C or SIGTERM asks for an end after the step under way; a second Ctrl-C insists."""
+
+    def __enter__(self) -> Stop:
+        self.signal = 0
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def learning_rate(step: int, args: argparse.Namespace, warmup: int = 100) -> float:
+    """Rises over the first steps, then falls in a straight line, to reach 0 after the last.
+
+    At first the gradients are large and point everywhere, so steps must be small; at the end
+    small steps settle into the valley that large ones only jumped across.
+    """
+    if step < warmup or not args.steps:
+        return args.lr * min(1, (step + 1) / warmup)
+    return args.lr * max(0, args.steps - step) / max(1, args.steps - warmup)
+
+
+def fix_length(run: Run, times: list[float], evaluation: float) -> None:
+    """--minutes: how many steps fit, given the seconds of each step so far and of an evaluation?"""
+    step = sorted(times[2:] or times)[len(times[2:] or times) // 2]
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 11 * evaluation
+    run.args.steps = run.step + max(1, int(left / step))
+
+
+def train_step(run: Run, forward: Callable) -> float:
+    """One update of the weights. Returns the loss before it, in nats per token."""
+    # (1) learning rate
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, run.args)
+
+    # (2) batch
+    inputs, targets, beginning = get_batch(run)
+    state = None if beginning else run.state
+
+    # (3) forward, loss
+    with autocast(run):
+        logits, state = forward(inputs, state)
+    loss = loss_of(run, logits, targets)
+    run.state = state.detach()  # the values go on to the next batch, the gradients do not
+
+    # (4) backward, clip: one wild batch must not throw the weights far away
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()
+    run.scaler.unscale_(run.optimizer)
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(
+            f"the loss became {value} at step {run.step + 1}: start again with a lower --lr, such "
+            f"as {run.args.lr / 3:.1g}; the last good checkpoint is in {shown(run.out)}"
+        )
+
+    # (5) step
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.step += 1
+    return value
+
+
+def train(run: Run) -> int:
+    """Train to the end, or to a signal. Returns the number of that signal, or 0."""
+    args, times, saved = run.args, [], time.perf_counter()
+    forward = compiled(run) if args.compile else run.model
+    if run.step == 0:
+        log(run)
+        evaluate_and_sample(run)
+    evaluation = time.perf_counter() - saved
+    with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
+        while not args.steps or run.step < args.steps:
+            began = time.perf_counter()
+            loss = train_step(run, forward)  # (1) to (5)
+            times.append(time.perf_counter() - began)
+
+            # (6) log
+            run.seconds += times[-1]
+            run.losses = (run.losses[0] + loss, run.losses[1] + 1)
+            speed = args.batch_size * args.context / times[-1]
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+            if not args.steps:  # --minutes: measure a twentieth of them, then fix the length
+                if sum(times) < 3 * args.minutes and not stop.signal:
+                    continue
+                fix_length(run, times, evaluation)
+                bar.total = args.steps
+            evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
+            if evaluating or run.step % max(1, args.steps // 200) == 0:
+                log(run)
+
+            # (7) evaluate, sample, save
+            if evaluating:
+                evaluate_and_sample(run)
+            due = time.perf_counter() - saved > SAVE_SECONDS
+            if args.save_every:
+                due = run.step % args.save_every == 0
+            if due or evaluating or stop.signal:
+                save_checkpoint(run, "last.pt")
+                saved = time.perf_counter()
+            if stop.signal:
+                return stop.signal
+    return 0
+
+
+def evaluate_every(args: argparse.Namespace) -> int:
+    return args.eval_every or max(1, args.steps // 10)
+
+
+def log(run: Run) -> None:
+    """Add a line to the history, with the mean training loss since the line before."""
+    total, number = run.losses
+    mean = total / number if number else None
+    tokens = run.step * run.args.batch_size * run.args.context
+    lr = learning_rate(max(0, run.step - 1), run.args)
+    run.history.append([run.step, tokens, round(run.seconds, 2), mean, None, None, lr])
+    run.losses = (0.0, 0)
+
+
+def evaluate_and_sample(run: Run) -> None:
+    """Measure the validation loss, show it with a sample, keep the best weights."""
+    loss = evaluate(run)
+    row = run.history[-1]
+    row[4:6] = [loss, run.bits_per_char(loss)]
+    text = write_sample(run)
+    run.samples.append([run.step, text])
+    of = f"/{run.args.steps}" if run.args.steps else ""
+    trained = f"train {row[3]:.3f}  " if row[3] is not None else ""
+    tqdm.write(
+        f"step {run.step}{of}  {trained}valid {loss:.4f} nats = {row[5]:.4f} bits/char  "
+        f"lr {row[6]:.2g}\n    {' / '.join(text.split(chr(10)))[:90]}"
+    )
+    if loss < run.best:
+        run.best = loss
+        save_checkpoint(run, "best.pt")
+    write_results(run)
+
+
+def compiled(run: Run) -> Callable:
+    """torch.compile's version of the model, if it works on this machine; else the model."""
+    try:
+        forward = torch.compile(run.model)
+        with torch.random.fork_rng(), autocast(run):
+            inputs, targets, _ = get_batch(run)
+            loss_of(run, forward(inputs, None)[0], targets).backward()
+        return forward
+    except Exception as error:  # whatever a compiler may meet on a machine, eager mode still works
+        reason = (str(error).strip().split("\n") or [type(error).__name__])[0]
+        print(f"--compile does not work here, going on without ({reason[:100]})")
+        return run.model
+    finally:
+        run.optimizer.zero_grad()
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+@torch.inference_mode()
+def next_scores(run: Run, contexts: list[list[int]]) -> Tensor:
+    """What the model gives each token as the next one after each context: (N, V) logits."""
+    run.model.eval()
+    scores = torch.empty(len(contexts), run.tokenizer.vocab_size)
+    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+    for batch in (order[i : i + 32] for i in range(0, len(order), 32)):  # of about equal lengths
+        rows = [torch.tensor(contexts[i]) for i in batch]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(run.device)
+        with autocast(run):
+            logits, _ = run.model(tokens)  # (B, T, V); padding stands behind, so it changes nothing
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        scores[batch] = logits[torch.arange(len(batch)), ends].float().cpu()
+    run.model.train()
+    return scores
+
+
+def measure_recall(run: Run, ngram: NGram, count: int = 600) -> None:
+    """Does the model remember? Answers of the model and the n-grams to the probes of `tales`.
+
+    recall.csv: model, kind, distance in characters, choices, 1 if the right one scored highest.
+    """
+    probes = recall_probes(count)
+    questions = []
+    for probe in probes:
+        choices = [run.tokenizer.encode(probe.prompt + choice) for choice in probe.candidates]
+        same = len(os.path.commonprefix(choices))  # up to the token in which the choices differ
+        questions.append((choices[0][:same], [choice[same] for choice in choices]))
+    scores = {
+        f"{NGRAM_ORDER}-gram": torch.tensor(
+            np.array([ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context, _ in questions])
+        ),
+        type(run.model).__name__: next_scores(run, [context for context, _ in questions]),
+    }
+    lines = ["model,kind,distance,choices,right"]
+    for name, table in scores.items():
+        for probe, (_, tokens), row in zip(probes, questions, table, strict=True):
+            right = probe.candidates[int(row[tokens].argmax())] == probe.answer
+            lines.append(f"{name},{probe.kind},{probe.distance},{len(tokens)},{right:d}")
+    with replacing(run.out / "recall.csv") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    with replacing(run.out / "recall.png") as temporary:
+        visualize.plot_recall([run.out / "recall.csv"], temporary)
+
+
+def verdict(run: Run) -> str:
+    """In plain words: learning, overfitting or diverged, and against what."""
+    losses = [row[4] for row in run.history if row[4] is not None]
+    first, last, best = losses[0], losses[-1], min(losses)
+    if last > first or last > 2 * best:
+        return "diverged: the loss rose instead of falling. Try a third of the --lr."
+    text = f"validation {best:.4f} nats/token = {run.bits_per_char(best):.4f} bits/char, "
+    ahead = best < run.baseline
+    text += f"{'better' if ahead else 'not better'} than counting ({NGRAM_ORDER}-gram {run.baseline:.4f})"
+    if run.corpus.floor is not None:
+        text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
+    if last > 1.02 * best:
+        return f"overfitting: {text}. best.pt is from before; try more --dropout or fewer steps."
+    return f"learning: {text}. {'Train longer for more.' if last == best else ''}".strip()
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # Windows: on another drive
+        return str(path)
+
+
+def type_next(script: str, *arguments: str) -> str:
+    """A command line that works from here."""
+    return shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+
+
+def main() -> None:
+    args = parse_args()
+    run = prepare(args)
+    counted = run.train[:NGRAM_TOKENS].numpy()
+    ngram = NGram(counted, NGRAM_ORDER, run.tokenizer.vocab_size)
+    run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
+    print(
+        f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {run.tokenizer.vocab_size} | "
+        f"{type(run.model).__name__}: {sum(p.numel() for p in run.model.parameters()):,} "
+        f"parameters on {run.device} in {args.dtype}, about {estimate_memory(run) / 1e6:,.0f} MB | "
+        f"guessing costs ln V = {math.log(run.tokenizer.vocab_size):.3f} nats, "
+        f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
+    )
+    run.out.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        set_aside(run.out)
+    if args.steps and run.step >= args.steps:
+        raise UserError(f"this run is over ({run.step} steps): for more, add --steps or --minutes")
+    stopped = train(run)
+    if stopped:
+        print(f"stopped after step {run.step} of {args.steps}; to go on:")
+        print("    " + type_next("train.py", "--resume", shown(run.out / "last.pt")))
+        sys.exit(128 + stopped)
+    if run.corpus.name == "tales":
+        measure_recall(run, ngram)
+    print(f"\n{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
+    print("    " + type_next("generate.py", "--checkpoint", shown(run.out / "best.pt")))
+
+
+if __name__ == "__main__":
+    command(main)

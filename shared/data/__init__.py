@@ -1,0 +1,1 @@
+"""Datasets: download.py fetches real ones, tales.py writes its own."""
