@@ -38,28 +38,28 @@ DIGEST_SIZE = hashlib.sha256().digest_size  # bytes at the end of a checkpoint
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line that reports all its bad numbers together, in one line."""
+    """A command line that reports all its bad numbers together, in one line.
 
-    def __init__(self, description: str, prog: str) -> None:
+    A flag's default stands in brackets behind its help: its own, or, where that is None, what
+    `usual` holds for it.
+    """
+
+    def __init__(self, description: str, prog: str, usual: dict | None = None) -> None:
         super().__init__(description=description, prog=prog, allow_abbrev=False)
-        self.group, self.problems = self, []
+        self.group, self.usual, self.problems = self, usual or {}, []
 
     def section(self, title: str) -> None:
-        """Flags that follow stand under this title in --help."""
+        """The flags that follow stand under this title in --help."""
         self.group = self.add_argument_group(title)
 
-    def text(self, flag: str, default: str | None, help: str, **more) -> None:
-        self.group.add_argument(flag, default=default, help=help, **more)
+    def text(self, flag: str, help: str, default: str | None = None, **more) -> None:
+        help += f" ({default})" if default else ""
+        self.group.add_argument(flag, help=help, default=default, **more)
 
     def number(
-        self,
-        flag: str,
-        kind: type,
-        default: float | None,
-        help: str,
-        low: float,
-        high: float = 1e12,
-    ) -> None:
+        self, flag: str, kind: type, help: str, low: float, high: float = 1e12,
+        default: float | None = None,
+    ) -> None:  # fmt: skip
         """A flag that takes an int or a float from low to high."""
 
         def convert(text: str) -> float | None:
@@ -69,12 +69,14 @@ class Arguments(argparse.ArgumentParser):
                 value = None
             if value is None or not low <= value <= high:  # "not" catches NaN as well
                 name = "a whole number" if kind is int else "a number"
-                bounds = f"from {low} to {high:g}" if high < 1e12 else f"of at least {low}"
+                bounds = f"from {low:g} to {high:g}" if high < 1e12 else f"of at least {low:g}"
                 self.problems.append(f"{flag} {text}: give {name} {bounds}")
             return value
 
+        usual = self.usual.get(flag[2:].replace("-", "_")) if default is None else default
+        help += "" if usual is None else f" ({usual:g})"
         metavar = "N" if kind is int else "X"
-        self.group.add_argument(flag, type=convert, default=default, help=help, metavar=metavar)
+        self.group.add_argument(flag, type=convert, help=help, default=default, metavar=metavar)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}: see {self.prog} --help")
@@ -89,7 +91,7 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # Windows' default is not UTF-8
+    sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)  # not so on Windows, in pipes
     try:
         main()
         sys.stdout.flush()
@@ -174,21 +176,19 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, CharTokeniz
             raise UserError(damaged)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than tensors and plain values: do not trust it"
-        ) from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise UserError(damaged)
-    found = (checkpoint["architecture"], checkpoint["version"])
-    if found != (Model.__name__, VERSION):
-        raise UserError(
-            f"{path} holds a {found[0]} (version {found[1]}), this folder reads {Model.__name__} "
-            f"(version {VERSION}): run the script in the folder that made it"
+        kind = (
+            f"{checkpoint['format']} {checkpoint['architecture']} version {checkpoint['version']}"
         )
-    model = Model(**checkpoint["config"]).to(device)
-    model.load_state_dict(checkpoint["model"])
-    return model.eval(), tokenizer_from_state_dict(checkpoint["tokenizer"]), checkpoint
+        if kind != f"{FORMAT} {Model.__name__} version {VERSION}":
+            raise UserError(f"{path} holds a {kind}: run the script in the folder that made it")
+        model = Model(**checkpoint["config"]).to(device)
+        model.load_state_dict(checkpoint["model"])
+        tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than plain values: do not trust it") from None
+    except (KeyError, TypeError, RuntimeError, EOFError):
+        raise UserError(damaged) from None
+    return model.eval(), tokenizer, checkpoint
 
 
 def sample(
@@ -237,38 +237,33 @@ def opening(tokenizer: CharTokenizer) -> list[int]:
 
 def add_sampling_flags(parser: Arguments, length: int) -> None:
     parser.section("sampling")
-    parser.number("--length", int, length, "tokens to write (%(default)s)", low=1)
-    parser.number(
-        "--temperature", float, 0.8, "0 is greedy, higher is bolder (%(default)s)", 0, 100
-    )
-    parser.number("--top-k", int, 0, "draw from the k likeliest only; 0: all (%(default)s)", low=0)
-    parser.number("--top-p", float, 1.0, "draw from the likeliest up to p (%(default)s)", 0, 1)
-    parser.number("--seed", int, None, "same seed, same text (default: a new one)", 0, 2**63 - 1)
+    parser.number("--length", int, "tokens to write", 1, default=length)
+    parser.number("--temperature", float, "0 is greedy, higher is bolder", 0, 100, default=0.8)
+    parser.number("--top-k", int, "draw from the k likeliest tokens only; 0: all", 0, default=0)
+    parser.number("--top-p", float, "draw from the likeliest up to probability p", 0, 1, default=1)
+    parser.number("--seed", int, "same seed, same text (default: another each time)", 0, 2**31)
 
 
-def add_machine_flags(parser: Arguments) -> None:
+def add_device_flag(parser: Arguments) -> None:
     parser.section("machine")
-    parser.text(
-        "--device", "auto", "auto: a GPU if there is one", choices=["auto", "cpu", "cuda", "mps"]
-    )
+    parser.text("--device", "a GPU if there is one", "auto", choices=["auto", "cpu", "cuda", "mps"])
 
 
 def main() -> None:
-    parser = Arguments("Write text with a trained model.", prog="generate.py")
-    parser.text("--checkpoint", "checkpoints/best.pt", "what to write with (%(default)s)")
-    parser.text("--prompt", None, "text to continue (default: the start of a line)")
+    parser = Arguments("Write text with a trained model.", "generate.py")
+    parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
+    parser.text("--prompt", "text to continue (the start of a line)")
     add_sampling_flags(parser, length=500)
-    add_machine_flags(parser)
+    add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint), pick_device(args.device))
     if args.prompt == "":
         raise UserError("--prompt is empty: give it some text, or leave it out")
     prompt = tokenizer.encode(args.prompt) if args.prompt else opening(tokenizer)
-    seed = torch.seed() % 2**32 if args.seed is None else args.seed
+    seed = torch.seed() % 2**31 if args.seed is None else args.seed
     print(args.prompt or "", end="", flush=True)
-    for token in generate(
-        model, prompt, args.length, args.temperature, args.top_k, args.top_p, seed
-    ):
+    options = args.temperature, args.top_k, args.top_p, seed
+    for token in generate(model, prompt, args.length, *options):
         print(tokenizer.decode([token]), end="", flush=True)
     print()
 

@@ -140,11 +140,11 @@ def ngram_loss(train: list[int], valid: list[int], order: int, vocab_size: int) 
 
 
 def main() -> None:
-    parser = Arguments(__doc__.split("\n")[0], prog="ngram.py")
-    parser.text("--dataset", None, "a dataset's name or a text file (tiny-shakespeare, or tales)")
-    parser.number("--order", int, 5, "longest n-gram, in tokens", low=1, high=30)
-    parser.number("--length", int, 300, "characters to write with the highest order", low=0)
-    parser.number("--seed", int, 1337, "seed of what it writes", low=0)
+    parser = Arguments("Count n-grams, predict with them, and write.", "ngram.py")
+    parser.text("--dataset", "a dataset's name or a text file (tiny-shakespeare, or tales)")
+    parser.number("--order", int, "longest n-gram, in tokens", 1, 30, default=5)
+    parser.number("--length", int, "characters to write with the longest", 0, default=300)
+    parser.number("--seed", int, "seed of what it writes", 0, default=1337)
     args = parser.parse()
     corpus = load_text(args.dataset) if args.dataset else load_default("tiny-shakespeare")
     tokenizer = CharTokenizer.train(corpus.train + corpus.valid)

@@ -4,8 +4,8 @@
                         (5) step   (6) log   (7) evaluate, sample, save     ... and again
          --> checkpoints/:  best.pt  last.pt  metrics.csv  loss.png  samples.txt
 
-The loss is cross-entropy in nats per token: -ln of the probability the model gave to the token
-that came. Validation loss is always over the whole validation split.
+The loss is cross-entropy in nats per token: -ln of the probability that the model gave to the
+token that came. Validation loss is always over the whole validation split.
 
 Shapes: B batch, T time (context), V vocabulary
 
@@ -31,23 +31,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import generate
 import numpy as np
 import torch
-from generate import (
-    FORMAT,
-    HERE,
-    VERSION,
-    Arguments,
-    Model,
-    add_machine_flags,
-    command,
-    find,
-    generate,
-    load_checkpoint,
-    opening,
-    pick_device,
-    pick_dtype,
-)  # fmt: skip
+from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from ngram import NGram
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,7 +60,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU
 }
 LENGTHS = ("epochs", "steps", "minutes")
 KEPT = ("preset", "hidden_size", "layers", "dropout", "batch_size", "context", "seed", "dtype")
-SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
+SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored; KEPT cannot be changed
 NGRAM_ORDER = 7  # the best on Tiny Shakespeare: python ngram.py --order 9
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
@@ -81,7 +68,7 @@ SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothi
 
 @dataclass
 class Run:
-    """A training run: what is fixed, then all that changes (and goes into a checkpoint)."""
+    """A training run: what is fixed, then all that changes and goes into a checkpoint."""
 
     args: argparse.Namespace
     corpus: Corpus
@@ -94,13 +81,14 @@ class Run:
     device: str
     dtype: torch.dtype
     out: Path
+    started: float  # time.perf_counter() at the start of the program
     baseline: float = math.nan  # nats per token of the n-gram model
-    started: float = field(default_factory=time.perf_counter)
 
     step: int = 0  # steps done; with the seed it fixes the position in the data
     state: Tensor | None = None  # the model's memory, carried from batch to batch
     best: float = math.inf  # lowest validation loss so far, nats per token
     seconds: float = 0.0  # of training, evaluation left out
+    evaluation: float = 0.0  # seconds of the first evaluation
     losses: tuple[float, int] = (0.0, 0)  # sum and number since the last line of metrics.csv
     history: list[list] = field(default_factory=list)  # the lines of metrics.csv
     samples: list[list] = field(default_factory=list)  # [step, text]
@@ -110,83 +98,74 @@ class Run:
         return nats / math.log(2) * len(self.valid) / len(self.corpus.valid)
 
 
-PROGRESS = ("step", "state", "best", "seconds", "losses", "history", "samples")
+PROGRESS = ("step", "state", "best", "seconds", "evaluation", "losses", "history", "samples")
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char", "learning_rate")
 
 
+# ------------------------------------------------------------------------------- the arguments
+
+
 def parse_args() -> argparse.Namespace:
-    small = PRESETS["small"]
-    parser = Arguments("Train model 01, the character RNN.", prog="train.py")
+    parser = Arguments("Train model 01, the character RNN.", "train.py", PRESETS["small"])
     parser.section("data and size")
-    parser.text(
-        "--dataset", None, f"tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or "
-        f"a UTF-8 text file ({DATASET}, or tales where it cannot be had)"
-    )  # fmt: skip
-    parser.text(
-        "--preset", None, "tiny, small or full: sets the flags below (small)", choices=PRESETS
-    )
-    parser.section("model (in brackets: preset small)")
-    parser.number("--hidden-size", int, None, f"hidden units ({small['hidden_size']})", 1, 1e5)
-    parser.number("--layers", int, None, f"recurrent layers ({small['layers']})", 1, 100)
-    parser.number("--dropout", float, None, f"share of units off ({small['dropout']})", 0, 0.95)
+    names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
+    parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
+    parser.text("--preset", "sets all that is not given (small)", choices=PRESETS)
+    parser.section("model (in brackets, here and below: preset small)")
+    parser.number("--hidden-size", int, "hidden units", 1, 1e5)
+    parser.number("--layers", int, "recurrent layers", 1, 100)
+    parser.number("--dropout", float, "share of hidden units switched off", 0, 0.95)
     parser.section("training")
-    parser.number("--epochs", float, None, "passes over the training text", 1e-6)
-    parser.number("--steps", int, None, "updates of the weights", 1)
-    parser.number("--minutes", float, None, f"as many steps as fit ({small['minutes']:g})", 1e-3)
-    parser.number("--batch-size", int, None, f"texts side by side ({small['batch_size']})", 1, 1e6)
-    parser.number("--context", int, None, f"tokens a step, per text ({small['context']})", 1, 1e6)
-    parser.number("--lr", float, None, f"highest learning rate ({small['lr']})", 0, 10)
-    parser.number("--seed", int, None, "of weights, batches and samples (1337)", 0, 2**31)
+    parser.number("--epochs", float, "length: passes over the training text", 1e-6)
+    parser.number("--steps", int, "length: updates of the weights", 1)
+    parser.number("--minutes", float, "length: as many steps as fit", 1e-3)
+    parser.number("--batch-size", int, "texts read side by side", 1, 1e6)
+    parser.number("--context", int, "tokens of each text a step", 1, 1e6)
+    parser.number("--lr", float, "highest learning rate", 0, 10)
+    parser.number("--seed", int, "of weights, batches and samples (1337)", 0, 2**31)
     parser.section("output")
-    parser.text("--out", None, "folder of the results (checkpoints/ in this model's folder)")
-    parser.text("--resume", None, "go on from this checkpoint", metavar="CHECKPOINT")
-    parser.number("--save-every", int, None, "steps between saves (half a minute's)", 1)
-    parser.number("--eval-every", int, None, "steps between evaluations (a tenth of all)", 1)
-    add_machine_flags(parser)
-    parser.text(
-        "--dtype", None, "of matrix products (auto: bfloat16 where it is fast)",
-        choices=["auto", "float32", "bfloat16", "float16"],
-    )  # fmt: skip
-    parser.text("--compile", False, "compile the model first (torch.compile)", action="store_true")
+    parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
+    parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
+    parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
+    parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
+    generate.add_device_flag(parser)
+    types = ["auto", "float32", "bfloat16", "float16"]
+    parser.text("--dtype", "of matrix products (auto: bfloat16 where fast)", choices=types)
+    parser.text("--compile", "try torch.compile", action="store_true", default=False)
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
     return args
 
 
-def settle(args: argparse.Namespace, checkpoint: dict | None) -> None:
+def settle(args: argparse.Namespace, stored: dict | None) -> None:
     """Fill in the flags not given: from the checkpoint that is resumed, else from the preset."""
-    stored = checkpoint["settings"] if checkpoint else None
-    if stored:
-        clash = [
-            f"--{name.replace('_', '-')} {getattr(args, name)} (it has {stored[name]})"
-            for name in KEPT
-            if getattr(args, name) not in (None, stored[name])
-        ]
-        if clash:
+    preset = PRESETS[args.preset or "small"]
+    usual = dict(preset="small", seed=1337, dtype="auto", save_every=None, eval_every=None)
+    defaults = stored or {**usual, **preset}
+    for name in KEPT if stored else ():
+        if getattr(args, name) not in (None, stored[name]):
             raise UserError(
-                f"--resume keeps the checkpoint's settings, not {', '.join(clash)}: leave these "
-                f"out, or start a new run without --resume"
+                f"--{name.replace('_', '-')} {getattr(args, name)}: this checkpoint was made with "
+                f"{stored[name]}: leave the flag out, or start a new run without --resume"
             )
-    defaults = stored or {
-        **dict(seed=1337, dtype="auto", preset="small", save_every=None, eval_every=None),
-        **PRESETS[args.preset or "small"],
-    }
-    if any(getattr(args, name) for name in LENGTHS):  # another length than the default one
-        defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    lengths = () if any(getattr(args, name) for name in LENGTHS) else LENGTHS
+    for name in SETTINGS:
+        if getattr(args, name) is None and (name in lengths or name not in LENGTHS):
+            setattr(args, name, defaults.get(name))
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
-    device = pick_device(args.device)
+    device = generate.pick_device(args.device)
+    out = Path(args.out or HERE / "checkpoints")
     model = tokenizer = checkpoint = None
     if args.resume:
-        model, tokenizer, checkpoint = load_checkpoint(find(args.resume), device)
-    settle(args, checkpoint)
+        path = generate.find(args.resume)
+        model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
+        out = Path(args.out or path.parent)
+    settle(args, checkpoint and checkpoint["settings"])
     name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
     corpus = load_text(name) if name else load_default(DATASET)
     if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
@@ -196,33 +175,23 @@ def prepare(args: argparse.Namespace) -> Run:
         )
     tokenizer = tokenizer or CharTokenizer.train(corpus.train + corpus.valid)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
-    if len(train) <= args.context or len(valid) < 2:
+    if len(train) <= args.batch_size * args.context or len(valid) < 2:
         raise UserError(
-            f"{corpus.name} has {len(train):,} training tokens, the context is {args.context}: "
-            f"give it more text, or a smaller --context"
+            f"{corpus.name} has {len(train):,} training tokens, fewer than --batch-size "
+            f"{args.batch_size} times --context {args.context}: give it more text, or lower these"
         )
-    args.batch_size = min(args.batch_size, (len(train) - 1) // args.context)
-    dtype = pick_dtype(args.dtype, device)
+    dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
     model = model or Model(tokenizer.vocab_size, args.hidden_size, args.layers, args.dropout)
     optimizer = torch.optim.AdamW(model.to(device).parameters(), betas=(0.9, 0.95), fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    out = (
-        Path(args.out)
-        if args.out
-        else find(args.resume).parent
-        if args.resume
-        else HERE / "checkpoints"
-    )
-    run = Run(
-        args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out,
-        started=started,
-    )  # fmt: skip
-    if checkpoint:
-        restore(run, checkpoint)
+    fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
+    run = Run(*fixed, started)
     if args.epochs and not args.steps:
         args.steps = max(1, round(args.epochs * steps_per_epoch(run)))
+    if checkpoint:
+        restore(run, checkpoint)
     return run
 
 
@@ -230,7 +199,7 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def steps_per_epoch(run: Run) -> int:
-    return max(1, (len(run.train) - 1) // run.args.batch_size // run.args.context)
+    return (len(run.train) - 1) // run.args.batch_size // run.args.context
 
 
 def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
@@ -238,7 +207,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
 
     The text is cut into B streams, read side by side, T tokens a step: so the state that the
     model ends a step with is the right one to begin the next step with. Each epoch cuts
-    elsewhere. A batch depends on seed and step only, so a resumed run sees the same ones.
+    elsewhere. A batch depends on seed and step alone, so a resumed run sees the same ones.
     """
     batch_size, context = run.args.batch_size, run.args.context
     epoch, chunk = divmod(run.step, steps_per_epoch(run))
@@ -253,8 +222,8 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
 # ---------------------------------------------------------------------------------- evaluation
 
 
-def loss_of(run: Run, logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats: logits (B, T, V), targets (B, T); a target of -100 does not count."""
+def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats: logits (B, T, V), targets (B, T), where -100 does not count."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
@@ -272,7 +241,7 @@ def evaluate(run: Run) -> float:
     run.model.eval()
     predicted = len(run.valid) - 1
     streams = min(run.args.batch_size, -(-predicted // run.args.context))
-    length = -(-predicted // streams)  # of a stream; what is missing in the last is not counted
+    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)
     targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
@@ -281,19 +250,36 @@ def evaluate(run: Run) -> float:
         chunk = slice(t, t + run.args.context)
         with autocast(run):
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
-        total += loss_of(run, logits, targets[:, chunk].to(run.device), "sum").item()
+        total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
     return total / predicted
 
 
 def write_sample(run: Run, length: int = 300) -> str:
-    """What the model writes now, from the start of a line; its own dice, not the run's."""
+    """What the model writes now, from the start of a line, with dice of its own."""
     run.model.eval()
-    prompt = opening(run.tokenizer)
-    tokens = generate(run.model, prompt, length, temperature=0.8, seed=run.args.seed)
-    text = run.tokenizer.decode(list(tokens))
+    prompt = generate.opening(run.tokenizer)
+    tokens = generate.generate(run.model, prompt, length, temperature=0.8, seed=run.args.seed)
+    text = run.tokenizer.decode(list(tokens)).strip("\n")
     run.model.train()
-    return text.strip("\n")
+    return text
+
+
+def evaluate_and_sample(run: Run) -> None:
+    """Measure the validation loss, show it with a sample, keep the best weights."""
+    loss, text = evaluate(run), write_sample(run)
+    row = run.history[-1]
+    row[4:6] = [loss, run.bits_per_char(loss)]
+    run.samples.append([run.step, text])
+    train = f"train {row[3]:.4f}  " if row[3] is not None else ""
+    tqdm.write(
+        f"step {run.step:<6} {train}valid {loss:.4f} nats/token = {row[5]:.4f} bits/char  "
+        f"lr {row[6]:.2g}\n    {' / '.join(text.splitlines())[:90]}"
+    )
+    if loss < run.best:
+        run.best = loss
+        save_checkpoint(run, "best.pt")
+    write_results(run)
 
 
 def estimate_memory(run: Run) -> float:
@@ -307,17 +293,17 @@ def estimate_memory(run: Run) -> float:
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         inputs, targets, _ = get_batch(run)
         with autocast(run):
-            loss = loss_of(run, run.model(inputs)[0], targets)
-        del loss
+            loss = loss_of(run.model(inputs)[0], targets)
+        del loss  # only now may the storages be freed, and their addresses used again
     return sum(kept.values()) + 4 * 4 * sum(p.numel() for p in run.model.parameters())
 
 
-# --------------------------------------------------------------------------------- checkpoints
+# --------------------------------------------------------------------------------- the results
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when all is written, or not at all."""
+    """A temporary file beside `path` that takes its place once all is written, or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -358,9 +344,8 @@ def restore(run: Run, checkpoint: dict) -> None:
     """Put back what save_checkpoint saved (the model and the settings are there already)."""
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     run.scaler.load_state_dict(checkpoint["scaler"])
-    for name, value in checkpoint["progress"].items():
-        setattr(run, name, value)
-    run.model.train()
+    for name in PROGRESS:
+        setattr(run, name, checkpoint["progress"][name])
     for device, state in checkpoint["rng"].items():
         if device in (run.device, "cpu"):
             (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state.cpu())
@@ -369,9 +354,7 @@ def restore(run: Run, checkpoint: dict) -> None:
 def write_results(run: Run) -> None:
     """metrics.csv, samples.txt and loss.png, as far as the run has come."""
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([["" if v is None else v for v in row] for row in run.history])
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *run.history])
     samples = "".join(f"--- step {step}\n{text}\n\n" for step, text in run.samples)
     for name, text in (("metrics.csv", table.getvalue()), ("samples.txt", samples)):
         with replacing(run.out / name) as temporary:
@@ -389,24 +372,25 @@ def write_results(run: Run) -> None:
 
 def set_aside(out: Path) -> None:
     """Move the results of an earlier run to a folder of their own: nothing is ever lost."""
-    earlier = [p for p in out.glob("*") if p.suffix in (".pt", ".csv", ".png", ".txt")]
+    earlier = [path for path in out.glob("*.*") if path.suffix in (".pt", ".csv", ".png", ".txt")]
     if earlier:
-        newest = max(p.stat().st_mtime for p in earlier)
+        newest = max(path.stat().st_mtime for path in earlier)
         folder = out / time.strftime("run-%Y-%m-%d-%H-%M-%S", time.localtime(newest))
         folder.mkdir(exist_ok=True)
         for path in earlier:
             path.replace(folder / path.name)
-        print(f"the results of an earlier run are now in {shown(folder)}")
+        print(f"the results of the run before are now in {shown(folder)}")
 
 
 # -------------------------------------------------------------------------------- the training
 
 
 class Stop:
-    """Ctrl-C or SIGTERM asks for an end after the step under way; a second Ctrl-C insists."""
+    """Ctrl-C or SIGTERM asks for an end after the step under way; a second one insists."""
+
+    signal = 0
 
     def __enter__(self) -> Stop:
-        self.signal = 0
         self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -431,13 +415,6 @@ def learning_rate(step: int, args: argparse.Namespace, warmup: int = 100) -> flo
     return args.lr * max(0, args.steps - step) / max(1, args.steps - warmup)
 
 
-def fix_length(run: Run, times: list[float], evaluation: float) -> None:
-    """--minutes: how many steps fit, given the seconds of each step so far and of an evaluation?"""
-    step = sorted(times[2:] or times)[len(times[2:] or times) // 2]
-    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 11 * evaluation
-    run.args.steps = run.step + max(1, int(left / step))
-
-
 def train_step(run: Run, forward: Callable) -> float:
     """One update of the weights. Returns the loss before it, in nats per token."""
     # (1) learning rate
@@ -451,7 +428,7 @@ def train_step(run: Run, forward: Callable) -> float:
     # (3) forward, loss
     with autocast(run):
         logits, state = forward(inputs, state)
-    loss = loss_of(run, logits, targets)
+    loss = loss_of(logits, targets)
     run.state = state.detach()  # the values go on to the next batch, the gradients do not
 
     # (4) backward, clip: one wild batch must not throw the weights far away
@@ -459,18 +436,17 @@ def train_step(run: Run, forward: Callable) -> float:
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    value = loss.item()
-    if not math.isfinite(value):
+    if not math.isfinite(loss.item()):
         raise UserError(
-            f"the loss became {value} at step {run.step + 1}: start again with a lower --lr, such "
-            f"as {run.args.lr / 3:.1g}; the last good checkpoint is in {shown(run.out)}"
+            f"the loss became {loss.item()} at step {run.step + 1}: start again with a lower --lr, "
+            f"such as {run.args.lr / 3:.1g} (last.pt holds the run before it went wrong)"
         )
 
     # (5) step
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
-    return value
+    return loss.item()
 
 
 def train(run: Run) -> int:
@@ -480,7 +456,8 @@ def train(run: Run) -> int:
     if run.step == 0:
         log(run)
         evaluate_and_sample(run)
-    evaluation = time.perf_counter() - saved
+        run.evaluation = time.perf_counter() - saved
+        save_checkpoint(run, "last.pt")
     with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
         while not args.steps or run.step < args.steps:
             began = time.perf_counter()
@@ -493,11 +470,10 @@ def train(run: Run) -> int:
             speed = args.batch_size * args.context / times[-1]
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
-            if not args.steps:  # --minutes: measure a twentieth of them, then fix the length
+            if not args.steps:  # --minutes: measure for a twentieth of them, then fix the length
                 if sum(times) < 3 * args.minutes and not stop.signal:
                     continue
-                fix_length(run, times, evaluation)
-                bar.total = args.steps
+                bar.total = args.steps = steps_that_fit(run, times)
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
             if evaluating or run.step % max(1, args.steps // 200) == 0:
                 log(run)
@@ -516,6 +492,13 @@ def train(run: Run) -> int:
     return 0
 
 
+def steps_that_fit(run: Run, times: list[float]) -> int:
+    """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
+    typical = sorted(times[2:] or times)[len(times[2:] or times) // 2]  # the first two warm up
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
+    return run.step + max(1, int(left / typical))
+
+
 def evaluate_every(args: argparse.Namespace) -> int:
     return args.eval_every or max(1, args.steps // 10)
 
@@ -523,42 +506,23 @@ def evaluate_every(args: argparse.Namespace) -> int:
 def log(run: Run) -> None:
     """Add a line to the history, with the mean training loss since the line before."""
     total, number = run.losses
-    mean = total / number if number else None
     tokens = run.step * run.args.batch_size * run.args.context
     lr = learning_rate(max(0, run.step - 1), run.args)
+    mean = total / number if number else None
     run.history.append([run.step, tokens, round(run.seconds, 2), mean, None, None, lr])
     run.losses = (0.0, 0)
 
 
-def evaluate_and_sample(run: Run) -> None:
-    """Measure the validation loss, show it with a sample, keep the best weights."""
-    loss = evaluate(run)
-    row = run.history[-1]
-    row[4:6] = [loss, run.bits_per_char(loss)]
-    text = write_sample(run)
-    run.samples.append([run.step, text])
-    of = f"/{run.args.steps}" if run.args.steps else ""
-    trained = f"train {row[3]:.3f}  " if row[3] is not None else ""
-    tqdm.write(
-        f"step {run.step}{of}  {trained}valid {loss:.4f} nats = {row[5]:.4f} bits/char  "
-        f"lr {row[6]:.2g}\n    {' / '.join(text.split(chr(10)))[:90]}"
-    )
-    if loss < run.best:
-        run.best = loss
-        save_checkpoint(run, "best.pt")
-    write_results(run)
-
-
 def compiled(run: Run) -> Callable:
-    """torch.compile's version of the model, if it works on this machine; else the model."""
+    """torch.compile's version of the model, if that works on this machine; else the model."""
     try:
         forward = torch.compile(run.model)
         with torch.random.fork_rng(), autocast(run):
             inputs, targets, _ = get_batch(run)
-            loss_of(run, forward(inputs, None)[0], targets).backward()
+            loss_of(forward(inputs, None)[0], targets).backward()
         return forward
-    except Exception as error:  # whatever a compiler may meet on a machine, eager mode still works
-        reason = (str(error).strip().split("\n") or [type(error).__name__])[0]
+    except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"--compile does not work here, going on without ({reason[:100]})")
         return run.model
     finally:
@@ -570,7 +534,7 @@ def compiled(run: Run) -> Callable:
 
 @torch.inference_mode()
 def next_scores(run: Run, contexts: list[list[int]]) -> Tensor:
-    """What the model gives each token as the next one after each context: (N, V) logits."""
+    """What the model gives each token as the next one after each context: logits (N, V)"""
     run.model.eval()
     scores = torch.empty(len(contexts), run.tokenizer.vocab_size)
     order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
@@ -578,33 +542,31 @@ def next_scores(run: Run, contexts: list[list[int]]) -> Tensor:
         rows = [torch.tensor(contexts[i]) for i in batch]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(run.device)
         with autocast(run):
-            logits, _ = run.model(tokens)  # (B, T, V); padding stands behind, so it changes nothing
+            logits, _ = run.model(tokens)  # (B, T, V); padding stands behind and changes nothing
         ends = torch.tensor([len(row) - 1 for row in rows])
         scores[batch] = logits[torch.arange(len(batch)), ends].float().cpu()
-    run.model.train()
     return scores
 
 
 def measure_recall(run: Run, ngram: NGram, count: int = 600) -> None:
-    """Does the model remember? Answers of the model and the n-grams to the probes of `tales`.
+    """Does it remember? The answers of model and n-grams to the recall probes of `tales`.
 
     recall.csv: model, kind, distance in characters, choices, 1 if the right one scored highest.
     """
-    probes = recall_probes(count)
-    questions = []
+    probes, contexts, choices = recall_probes(count), [], []
     for probe in probes:
-        choices = [run.tokenizer.encode(probe.prompt + choice) for choice in probe.candidates]
-        same = len(os.path.commonprefix(choices))  # up to the token in which the choices differ
-        questions.append((choices[0][:same], [choice[same] for choice in choices]))
+        texts = [run.tokenizer.encode(probe.prompt + candidate) for candidate in probe.candidates]
+        same = len(os.path.commonprefix(texts))  # up to the token in which the candidates differ
+        contexts.append(texts[0][:same])
+        choices.append([text[same] for text in texts])
+    counted = [ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context in contexts]
     scores = {
-        f"{NGRAM_ORDER}-gram": torch.tensor(
-            np.array([ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context, _ in questions])
-        ),
-        type(run.model).__name__: next_scores(run, [context for context, _ in questions]),
+        f"{NGRAM_ORDER}-gram": torch.tensor(np.array(counted)),
+        type(run.model).__name__: next_scores(run, contexts),
     }
     lines = ["model,kind,distance,choices,right"]
     for name, table in scores.items():
-        for probe, (_, tokens), row in zip(probes, questions, table, strict=True):
+        for probe, tokens, row in zip(probes, choices, table, strict=True):
             right = probe.candidates[int(row[tokens].argmax())] == probe.answer
             lines.append(f"{name},{probe.kind},{probe.distance},{len(tokens)},{right:d}")
     with replacing(run.out / "recall.csv") as temporary:
@@ -617,58 +579,56 @@ def verdict(run: Run) -> str:
     """In plain words: learning, overfitting or diverged, and against what."""
     losses = [row[4] for row in run.history if row[4] is not None]
     first, last, best = losses[0], losses[-1], min(losses)
-    if last > first or last > 2 * best:
-        return "diverged: the loss rose instead of falling. Try a third of the --lr."
     text = f"validation {best:.4f} nats/token = {run.bits_per_char(best):.4f} bits/char, "
-    ahead = best < run.baseline
-    text += f"{'better' if ahead else 'not better'} than counting ({NGRAM_ORDER}-gram {run.baseline:.4f})"
+    text += "better" if best < run.baseline else "not better"
+    text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
+    if last > first or last > 2 * best:
+        return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
-        return f"overfitting: {text}. best.pt is from before; try more --dropout or fewer steps."
-    return f"learning: {text}. {'Train longer for more.' if last == best else ''}".strip()
+        return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
+    return f"learning: {text}. " + ("Longer training may help." if last == best else "")
 
 
 def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     try:
-        return os.path.relpath(path)
+        return min(os.path.relpath(path), str(path), key=len)
     except ValueError:  # Windows: on another drive
         return str(path)
 
 
 def type_next(script: str, *arguments: str) -> str:
     """A command line that works from here."""
-    return shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
 def main() -> None:
-    args = parse_args()
-    run = prepare(args)
-    counted = run.train[:NGRAM_TOKENS].numpy()
-    ngram = NGram(counted, NGRAM_ORDER, run.tokenizer.vocab_size)
+    run = prepare(parse_args())
+    ngram = NGram(run.train[:NGRAM_TOKENS].numpy(), NGRAM_ORDER, run.tokenizer.vocab_size)
     run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
     print(
         f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {run.tokenizer.vocab_size} | "
         f"{type(run.model).__name__}: {sum(p.numel() for p in run.model.parameters()):,} "
-        f"parameters on {run.device} in {args.dtype}, about {estimate_memory(run) / 1e6:,.0f} MB | "
-        f"guessing costs ln V = {math.log(run.tokenizer.vocab_size):.3f} nats, "
+        f"parameters on {run.device} in {run.args.dtype}, {estimate_memory(run) / 1e6:,.0f} MB | "
+        f"guessing costs ln V = {math.log(run.tokenizer.vocab_size):.3f} nats/token, "
         f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
     )
+    if run.args.steps and run.step >= run.args.steps:
+        raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
+    if not run.args.resume:
         set_aside(run.out)
-    if args.steps and run.step >= args.steps:
-        raise UserError(f"this run is over ({run.step} steps): for more, add --steps or --minutes")
     stopped = train(run)
     if stopped:
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print("    " + type_next("train.py", "--resume", shown(run.out / "last.pt")))
+        print(f"stopped after step {run.step} of {run.args.steps}; to go on:")
+        print(type_next("train.py", "--resume", shown(run.out / "last.pt")))
         sys.exit(128 + stopped)
     if run.corpus.name == "tales":
         measure_recall(run, ngram)
-    print(f"\n{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
-    print("    " + type_next("generate.py", "--checkpoint", shown(run.out / "best.pt")))
+    print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
+    print(type_next("generate.py", "--checkpoint", shown(run.out / "best.pt")))
 
 
 if __name__ == "__main__":
