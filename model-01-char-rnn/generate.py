@@ -117,7 +117,7 @@ def command(main: Callable[[], None]) -> None:
 
 def find(path: str) -> Path:
     """A path as typed, or, where there is none, the same inside this model's folder."""
-    return Path(path) if Path(path).exists() else HERE / path
+    return HERE / path if not Path(path).exists() and (HERE / path).exists() else Path(path)
 
 
 def pick_device(name: str) -> str:

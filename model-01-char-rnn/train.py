@@ -175,16 +175,20 @@ def prepare(args: argparse.Namespace) -> Run:
         )
     tokenizer = tokenizer or CharTokenizer.train(corpus.train + corpus.valid)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
-    if len(train) <= args.batch_size * args.context or len(valid) < 2:
+    if len(train) <= args.context or len(valid) < 2:
         raise UserError(
-            f"{corpus.name} has {len(train):,} training tokens, fewer than --batch-size "
-            f"{args.batch_size} times --context {args.context}: give it more text, or lower these"
+            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
         )
+    if args.batch_size > (most := (len(train) - 1) // args.context):
+        print(f"{corpus.name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size = most
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
     model = model or Model(tokenizer.vocab_size, args.hidden_size, args.layers, args.dropout)
-    optimizer = torch.optim.AdamW(model.to(device).parameters(), betas=(0.9, 0.95), fused=True)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
     run = Run(*fixed, started)

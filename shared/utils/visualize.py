@@ -64,30 +64,20 @@ def plot_loss(
     is in bits per character.
     """
     figure, axes = new_figure()
-    for column, label, colour in (
-        ("train_loss", "training", GREY),
-        ("val_loss", "validation", BLUE),
+    for column, label, colour, marker in (
+        ("train_loss", "training", GREY, ""),
+        ("val_loss", "validation", BLUE, "o"),
     ):
         points = [(row["tokens"], row[column]) for row in history if row[column] is not None]
         if points:
-            marker = "o" if column == "val_loss" else ""
-            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, ms=4)
+            axes.plot(*zip(*points, strict=True), marker, ls="-", ms=4, color=colour, label=label)
+    if points:
+        text = dict(xytext=(-4, 7), textcoords="offset points", ha="right", weight="bold")
+        axes.annotate(f"{points[-1][1]:.3f}", points[-1], color=BLUE, **text)
     if baseline is not None:
         line(axes, baseline[1], f"{baseline[0]} {baseline[1]:.3f}", ORANGE)
     if floor is not None:
         line(axes, floor / bits_per_nat, f"entropy floor {floor / bits_per_nat:.3f}", GREEN)
-    measured = [row["val_loss"] for row in history if row["val_loss"] is not None]
-    if measured:
-        last = [row for row in history if row["val_loss"] is not None][-1]
-        axes.annotate(
-            f"{last['val_loss']:.3f}",
-            (last["tokens"], last["val_loss"]),
-            textcoords="offset points",
-            xytext=(-4, 7),
-            ha="right",
-            color=BLUE,
-            weight="bold",
-        )
     axes.set(title=title, xlabel="training tokens", ylabel="loss, nats per token")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
     axes.secondary_yaxis(

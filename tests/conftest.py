@@ -1,0 +1,228 @@
+"""What all tests share: the list of models, their modules, a small text, tiny checkpoints.
+
+Five modules called `model` meet in one process here, so `modules` loads each folder's files the
+way Python does when a script of that folder starts (its own folder first on sys.path), and then
+takes the plain names away again.
+
+Nothing is written into the checkout: every run gets --out, or works on a copy of its folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from shared.data.tales import write_corpus  # noqa: E402
+
+
+class Spec(NamedTuple):
+    """One model folder, as the tests need to know it."""
+
+    folder: str
+    name: str  # the class in model.py
+    flags: str  # its smallest sensible shape
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The same as arguments of the class, beside vocab_size."""
+        pairs = zip(*[iter(self.flags.split())] * 2, strict=True)
+        return {flag[2:].replace("-", "_"): int(value) for flag, value in pairs}
+
+
+MODELS = [
+    Spec("model-01-char-rnn", "CharRNN", "--hidden-size 16 --layers 1"),
+]
+QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
+MODULES = ("model", "generate", "ngram", "train", "interactive")
+
+
+@functools.cache
+def modules(folder: str) -> SimpleNamespace:
+    """The modules of a model's folder: modules("model-01-char-rnn").train, ..."""
+    before = {name: sys.modules.pop(name, None) for name in MODULES}
+    sys.path.insert(0, str(ROOT / folder))
+    try:
+        there = [name for name in MODULES if (ROOT / folder / f"{name}.py").exists()]
+        found = {name: importlib.import_module(name) for name in there}
+    finally:
+        sys.path.remove(str(ROOT / folder))
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+    for name, module in found.items():
+        sys.modules[f"{folder.replace('-', '_')}.{name}"] = module
+    return SimpleNamespace(**found)
+
+
+# --------------------------------------------------------------------------------- running things
+
+
+class Result(NamedTuple):
+    """How a command line ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, offline, and without what could change how a command behaves."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COLUMNS")}
+    return kept | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"} | changes
+
+
+def words(*parts: object) -> list[str]:
+    """Strings are split as in a shell, lists are words already, a path is one word.
+
+    >>> words("--steps 3", "--out", Path("a b"), ["--prompt", "c d"])
+    ['--steps', '3', '--out', 'a b', '--prompt', 'c d']
+    """
+    found: list[str] = []
+    for part in parts:
+        if isinstance(part, list):
+            found += map(str, part)
+        else:
+            found += shlex.split(part) if isinstance(part, str) else [str(part)]
+    return found
+
+
+def run_script(
+    script: Path, *parts: object, cwd: Path | None = None, stdin: str = "", timeout: float = 120,
+    env: dict[str, str] | None = None, **more: object,
+) -> Result:  # fmt: skip
+    """Run a script as its user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(script), *words(*parts)],
+        input=stdin.encode(),
+        capture_output=True,
+        cwd=cwd or ROOT,
+        env=environment(**(env or {})),
+        timeout=timeout,
+        check=False,
+        **more,
+    )
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def run_main(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run a module's command line in this process: run_main(module, "--steps 3", ...) -> Result.
+
+    A second faster than a process. An exception that would be a traceback comes out as itself.
+    """
+
+    def run(module: object, *parts: object) -> Result:
+        capsys.readouterr()
+        script = Path(module.__file__)
+        monkeypatch.setattr(sys, "argv", [str(script), *words(*parts)])
+        status = 0
+        with torch.random.fork_rng():
+            try:
+                module.command(module.main)
+            except SystemExit as end:
+                status = end.code or 0
+        return Result(status, *capsys.readouterr())
+
+    return run
+
+
+def assert_one_line_error(result: Result, *mentioned: str) -> None:
+    """The design's promise for a user's mistake: `error: what: what to do`, and status 2."""
+    assert result.status == 2, result
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: "), result.err
+    assert "Traceback" not in result.err
+    for text in mentioned:
+        assert text in lines[0], (text, lines[0])
+
+
+def printed_command(out: str, script: str) -> str:
+    """The command line that a run tells its user to type next."""
+    found = re.findall(rf"^ +(.*{re.escape(script)}.*)$", out, flags=re.MULTILINE)
+    assert found, out
+    return found[-1]
+
+
+# ----------------------------------------------------------------------------------- the fixtures
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 characters of tales."""
+    path = tmp_path_factory.mktemp("text") / "small.txt"
+    path.write_text(write_corpus(20_000, seed=1)[0], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=MODELS, ids=lambda spec: spec.folder)
+def spec(request: pytest.FixtureRequest) -> Spec:
+    """Each model in turn."""
+    return request.param
+
+
+@pytest.fixture
+def mods(spec: Spec) -> SimpleNamespace:
+    """The modules of that model's folder."""
+    return modules(spec.folder)
+
+
+class Trained(NamedTuple):
+    """A finished tiny run."""
+
+    out: Path
+    best: Path
+    last: Path
+    flags: list[str]  # all but --out
+    result: Result
+
+
+@pytest.fixture(scope="session")
+def trained_of(
+    tmp_path_factory: pytest.TempPathFactory, text_file: Path
+) -> Callable[[Spec], Trained]:
+    """A tiny run of each model, trained once. Its files are to be read, not changed."""
+
+    @functools.cache
+    def train(spec: Spec) -> Trained:
+        out = tmp_path_factory.mktemp("trained") / "out"
+        flags = words(spec.flags, QUICK, "--steps 300 --eval-every 100 --lr 0.01 --seed 5")
+        flags += words("--dataset", text_file)
+        result = run_script(ROOT / spec.folder / "train.py", *flags, "--out", out)
+        assert result.status == 0, result
+        return Trained(out, out / "best.pt", out / "last.pt", flags, result)
+
+    return train
+
+
+@pytest.fixture
+def trained(spec: Spec, trained_of: Callable) -> Trained:
+    return trained_of(spec)
+
+
+@pytest.fixture
+def folder_copy(spec: Spec, tmp_path: Path, trained: Trained) -> Iterator[Path]:
+    """A copy of the model's folder, with that run in its checkpoints/."""
+    copy = tmp_path / "house" / spec.folder
+    unwanted = shutil.ignore_patterns("checkpoints", "__pycache__")
+    shutil.copytree(ROOT / spec.folder, copy, ignore=unwanted)
+    shutil.copytree(trained.out, copy / "checkpoints")
+    return copy
