@@ -35,7 +35,7 @@ from shared.data.tales import (
 
 SCRIPT = Path(tales.__file__).resolve()
 # Of write_corpus(100_000, seed=1): any change to a table, a rule or a plot changes it.
-GOLDEN = "42e1dbc39e7bbb98ad6a0d543eaa54e264ff3ebbf3d8f690a6251be2394f1669"
+GOLDEN = "727e7a6982f78534e86d5ca2df98691b51eb0a760820a3aca7d496b1f2d0e53b"
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_the_floor_is_the_sum_of_the_bits_over_all_characters() -> None:
         number = text.count("\n\n") + 1
         bits = sum(tale.bits for tale in itertools.islice(write_tales(6, split), number))
         assert floor == pytest.approx(bits / len(text), rel=1e-12)
-        assert 0.2 < floor < 0.8
+        assert 0.1 < floor < 0.3
 
 
 def test_reading_refuses_what_is_no_tale_and_never_fails(sample: list[Tale]) -> None:
@@ -254,6 +254,9 @@ def test_recall_probes_cover_all_kinds_and_near_and_far() -> None:
     kinds = Counter(probe.kind for probe in probes)
     assert set(kinds) == set(PROBE_KINDS.values())
     assert max(kinds.values()) <= 2 * min(kinds.values())
+    for kind in kinds:  # each kind has near ones and far ones
+        distances = [probe.distance for probe in probes if probe.kind == kind]
+        assert min(distances) <= 40 and max(distances) >= (100 if kind == "count" else 200), kind
     buckets = Counter(probe.distance.bit_length() for probe in probes)
     assert {b for b, n in buckets.items() if n >= 10} >= {6, 7, 8, 9, 10}  # 32 to over 512
 
@@ -317,9 +320,9 @@ def test_friend_and_hero_never_share_a_pronoun(sample: list[Tale]) -> None:
 def test_there_are_many_plots_and_words(sample: list[Tale], megabyte: str) -> None:
     assert len({tale.facts.plot for tale in sample}) == len(PLOTS) >= 8
     words = set(re.findall(r"[a-z]+", megabyte.lower()))
-    assert 1000 < len(words) < 2200
-    assert all(400 < len(tale.text) < 1600 for tale in sample)
-    assert 600 < sum(len(tale.text) for tale in sample) / len(sample) < 1100
+    assert 1000 < len(words) < 1800
+    assert all(400 < len(tale.text) < 1200 for tale in sample)
+    assert 600 < sum(len(tale.text) for tale in sample) / len(sample) < 950
 
 
 def test_every_name_is_met(megabyte: str) -> None:

@@ -33,7 +33,7 @@ it is one way to write it (a line that starts with a blank continues the way bef
 A new plot is one more string in PLOTS, a blank line between paragraphs. It follows the opening,
 which has named {hero} and {kind}, and must mention {thing}:
 
-    "nap": '''<^when> {he} fell asleep on {hers} {thing}, and {friend} [sighed|laughed|hummed].
+    "nap": '''<^day> {he} fell asleep on {hers} {thing}, and {friend} [sighed|laughed|hummed].
 
     "Good morning, {?friend}," said the {kind}.''',
 
@@ -68,13 +68,13 @@ from shared import UserError
 
 
 def _table(columns: str, rows: str) -> list[dict[str, str]]:
-    """One dict per line of `rows`; also "a", for the first column, and "^form"s.
+    """One dict per row; also "a", for the first column, and "^form"s. After / a row may go on.
 
     >>> _table("name", "owl")
     [{'name': 'owl', 'a': 'an owl', '^name': 'Owl', '^a': 'An owl'}]
     """
     table = []
-    for line in rows.strip().splitlines():
+    for line in re.sub(r"/\s*\n", "/ ", rows).strip().splitlines():
         cells = [cell.strip() for cell in line.split("/")]
         row = dict(zip(columns.split(), cells, strict=True))
         row["a"] = f"{'an' if cells[0][0] in 'aeiou' else 'a'} {cells[0]}"
@@ -100,70 +100,132 @@ KINDS = _table(
     "name home paw went look habit",
     """
     fox / a den / paw / trotted / a tail like a paintbrush / sneezing at roses
-    badger / a burrow / paw / plodded / one white stripe and a serious face / making lists
-    hedgehog / a cottage / paw / pattered / sharp prickles and soft manners / curling up
-    mouse / a hole / paw / scurried / ears as thin as petals / nibbling the corners of books
-    mole / a tunnel / paw / shuffled / a velvet coat and tiny spectacles / digging by mistake
-    otter / a cabin / paw / scampered / whiskers that always dripped / juggling pebbles
+    badger / a burrow / paw / plodded / a stripe down a serious nose / making lists
+    hedgehog / a hollow log / paw / pattered / sharp prickles and soft manners / curling up to think
+    mouse / a teacup house / paw / scurried / ears as thin as petals / nibbling the corners of books
+    mole / a tunnel / paw / shuffled / a velvet coat and tiny spectacles / digging up the wrong lawn
+    otter / a riverside cabin / paw / scampered / whiskers that always dripped / juggling pebbles
     squirrel / a treehouse / paw / skipped / a tail fit for a queen / hiding things twice
-    hare / a hollow / paw / bounded / ears that heard the grass grow / thumping on the floor
+    hare / a hayloft / paw / bounded / ears that could hear the grass grow / thumping on the floor
     bear / a cave / paw / lumbered / fur the colour of toast / yawning in company
-    beaver / a lodge / paw / paddled along / teeth like piano keys / mending the furniture
-    kitten / a basket / paw / tiptoed / socks of white fur / pouncing on shadows
-    puppy / a kennel / paw / tumbled / feet too big for the rest / barking at the moon
-    raccoon / an attic / paw / sneaked / a mask like a burglar / washing every spoon
-    owl / a nest / wing / fluttered / eyes like two full moons / saying things three times
-    duckling / a boathouse / wing / waddled / feathers like dandelion fluff / splashing
+    beaver / a lodge / paw / ambled / teeth like piano keys / mending what was not broken
+    kitten / a basket house / paw / tiptoed / four white socks / pouncing on shadows
+    puppy / a kennel / paw / bounced / feet too big for the rest / barking at the moon
+    raccoon / an attic / paw / padded / a mask like a burglar in a play / washing every spoon twice
+    owl / a belfry / wing / flapped / eyes like two full moons / saying everything three times
+    duckling / a boathouse / wing / waddled / fluff like a dandelion clock / jumping in puddles
     goat / a shed / hoof / clattered / a beard like a professor / eating the newspaper
     """,
 )
-THINGS = _table(  # hurt: what can go wrong with it; used: what one does with it, something/one `it`
-    "name fine hurt used",
+# that: what it is like; used: what one does with it; harm: what went wrong; mend: how it is put
+# right; soothe: how it comforts somebody small in the dark.
+THINGS = _table(
+    "name fine that used harm mend soothe",
     """
-    bell / a brass bell / a crack in it / rang it three times
-    compass / a copper compass / a bent needle / found north with it
-    drum / a red drum / a hole in it / beat a slow march on it
-    flute / a wooden flute / a chip in it / played a tune on it
-    hat / a straw hat / a dent in it / tried it on
-    jug / a blue jug / a broken handle / filled it with daisies
-    kite / a paper kite / a rip in it / flew it over the roofs
-    lantern / a tin lantern / a cracked glass / lit it
-    mirror / a round mirror / a scratch across it / made faces in it
-    parasol / a lace parasol / a bent rib / twirled it
-    quilt / a patchwork quilt / a tear in it / curled up under it
-    ribbon / a silk ribbon / a stain on it / tied it in a bow
-    scarf / a woollen scarf / a loose thread / wrapped up warm in it
-    teapot / a china teapot / a broken spout / made tea in it
-    umbrella / an enormous umbrella / a split in it / sat under it
-    violin / a little violin / a snapped string / played a waltz on it
+    bell / a brass bell / that rang as clear as water / rang it three times /
+        the clapper fell out / hung the clapper on a loop of wire / rang it soft and slow
+    compass / a copper compass / that always knew the way home / found north with it /
+        the needle came loose / set the needle straight with a hairpin /
+        showed how the needle always points home
+    drum / a red drum / that could be heard three fields away / beat a slow march on it /
+        the skin split / patched the skin with an old glove / tapped it as gently as rain
+    flute / a wooden flute / that sounded like a thrush after rain / played a jig on it /
+        the end snapped off / bound the end with thread / played the sleepiest tune there is
+    hat / a straw hat / that had room for two under the brim / tried it on in front of the window /
+        the brim tore / sewed up the brim with tiny stitches / turned it over to make a bed
+    jug / a blue jug / that poured without a drip / filled it with daisies /
+        the handle came off / stuck the handle on with glue / filled it with warm milk
+    kite / a paper kite / that flew higher than the rooks / flew it over the roofs /
+        the paper ripped / pasted new paper over the rip / propped it up like a little tent
+    lantern / a tin lantern / that glowed like a small sun / lit it and made shadow rabbits /
+        the glass cracked / put in a new pane of glass / lit it, and the dark took three steps back
+    mirror / a round mirror / that made every face look friendly / made faces in it /
+        the frame came apart / nailed the frame together / caught the moon in it, for company
+    parasol / a lace parasol / that opened like a flower / twirled it on one shoulder /
+        the lace tore / darned the lace / opened it overhead like a roof
+    quilt / a patchwork quilt / that had a patch for every birthday / curled up under it /
+        the seam burst / stitched the seam / spread it out, warm from the bed
+    ribbon / a silk ribbon / that was as blue as noon / tied it in a bow /
+        the end frayed / hemmed the end / tied it in a bow, to be brave in
+    scarf / a woollen scarf / that went round four times / wrapped up warm in it /
+        a stitch ran all the way down / picked up the stitch and knitted it again /
+        wound it round and round
+    teapot / a china teapot / that never let tea go cold / made tea in it /
+        the lid broke in two / glued the lid together / poured camomile tea from it
+    umbrella / an enormous umbrella / that could keep a family dry / sat under it /
+        the handle came off / whittled a new handle / put it up, to keep off the drips
+    violin / a little violin / that made old folk dance / played a waltz on it /
+        a string snapped / put on a new string / played a lullaby on it
+    """,
+)
+# A month with its weather: three things to see, hear or smell, so that no rose blooms in the snow.
+MONTHS = _table(
+    "name sky sign scene air",
+    """
+    January / frosty / the puddles had turned to glass / Snow squeaked underfoot /
+        The air smelled of chimney smoke
+    February / pale / snowdrops were peeping out / Icicles dripped from every roof /
+        A thin mist lay in the hollows
+    March / gusty / the washing danced on the lines / The wind tugged at every tail /
+        New lambs were bleating far off
+    April / showery / the first blossom was out / Rain and sun took turns /
+        A rainbow stood over the fields
+    May / mild / the hawthorn was in flower / Cuckoos called to one another /
+        The grass was full of buttercups
+    June / bright / the roses were open / Butterflies flickered over the clover beds /
+        The hay smelled warm and sweet
+    July / hot / even the bees moved slowly / Dust rose at every step /
+        Somewhere a lazy cricket sang
+    August / golden / the wheat stood tall / Poppies nodded along the path /
+        The brambles were heavy with fruit
+    September / hazy / swallows were gathering on the wires / Cobwebs sparkled with dew /
+        The air smelled of ripe plums
+    October / windy / the leaves were turning red / Conkers lay shining on the path /
+        A bonfire crackled somewhere
+    November / foggy / lamps were lit by teatime / Wet leaves stuck to everything /
+        The trees dripped, plip, plop
+    December / snowy / holly berries shone in the hedges / Fat white flakes drifted down /
+        The whole world had gone quiet
     """,
 )
 PLACES = _words(
     """
-    arch, bridge, chapel, elm, fountain, gate, haystack, jetty, mill, orchard, pump, quarry, stile,
-    tower, well
+    arch, bridge, duck pond, elm, fountain, gate, haystack, jetty, lighthouse, mill, old oak, pump,
+    sundial, tower, well
     """
 )
-HELPERS = _words(
+PLEDGED = _words(
     """
     beetle, crow, donkey, frog, goose, heron, lizard, magpie, newt, pigeon, rooster, snail, toad
     """
 )
-WISHES = _words(
+WISHES = _table(  # something to buy, and what cannot be made without it
+    "name dish",
     """
-    almonds, butter, cheese, dates, eggs, flour, honey, jam, lemons, mustard, onions, pepper,
-    raisins, salt, tea, vinegar
-    """
-)
-SWAPS = _words(
-    """
-    armchair, bathtub, cuckoo clock, feather bed, globe, ladder, piano, rocking horse, sledge,
-    trumpet, wheelbarrow
-    """
+    almonds / marzipan
+    butter / shortbread
+    cheese / a cheese pie
+    eggs / pancakes
+    flour / dumplings
+    golden syrup / flapjacks
+    honey / honey cake
+    jam / a jam roll
+    lemons / lemonade
+    milk / rice pudding
+    nuts / nut brittle
+    oats / porridge
+    potatoes / potato soup
+    raisins / fruit buns
+    sugar / toffee
+    treacle / treacle tart
+    vinegar / pickles
+    yeast / fresh bread
+    """,
 )
 TREATS = _words(
     """
-    acorns, biscuits, chestnuts, figs, gooseberries, muffins, pears, radishes, strawberries, turnips
+    apples, buns, cherries, dumplings, figs, gingernuts, hazelnuts, muffins, oatcakes, peaches,
+    strawberries, turnovers
     """
 )
 LANDS = _words(
@@ -185,20 +247,10 @@ PRONOUNS = _table(
     """,
 )
 NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
+    row["name"]
+    for row in _words(
+        "zero, one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen"
+    )
 ]
 # Sums had - gave = left: every `left` from two to nine meets every `gave` from two to four once,
 # so what is left is evenly spread and what was given away says nothing about it.
@@ -217,26 +269,23 @@ SLOTS = {  # two slots of one table never hold the same entry
     "pal": KINDS,
     "thing": THINGS,
     "place": PLACES,
-    "helper": HELPERS,
-    "owed": HELPERS,
+    "owed": PLEDGED,
     "wish": WISHES,
-    "swap": SWAPS,
-    "swap2": SWAPS,
     "treat": TREATS,
     "sum": SUMS,
     "land": LANDS,
+    "season": MONTHS,
+    "later": MONTHS,
     "sex": PRONOUNS,
 }
 PROBE_KINDS = {  # which slot tests which kind of memory
     "hero": "hero",
     "friend": "friend",
     "thing": "object",
-    "swap": "object",
-    "sum": "count",
-    "place": "place",
-    "helper": "helper",
-    "owed": "promise",
     "treat": "object",
+    "place": "place",
+    "sum": "count",
+    "owed": "promise",
     "wish": "quote",
 }
 
@@ -245,233 +294,218 @@ PROBE_KINDS = {  # which slot tests which kind of memory
 # ---------------------------------------------------------------------------------------------
 
 RULES = """
-@adj: battered, bent, blue, broken, brown, bumpy, cheap, chipped, clean, creaky, crooked, damp,
- dented, dusty, faded, fancy, fat, flowery, foreign, frayed, fuzzy, giant, gleaming, glossy,
- golden, green, handsome, heavy, hollow, homemade, huge, jolly, knobbly, leaky, lopsided, lumpy,
- mossy, mouldy, muddy, neat, noisy, painted, pale, patched, pink, plain, polished, precious,
- purple, ragged, red, rusty, scarlet, scratched, secondhand, shabby, shiny, silver, slippery,
- smelly, smoky, spotted, squeaky, sticky, striped, stubborn, tilted, tiny, violet, wobbly, wooden,
- worn, wrinkled, yellow
-@indoor: bath mat, bed, biscuit tin, blanket chest, bookcase, bread bin, bucket, candlestick,
- carpet, clock, coal box, coffee pot, cooker, cradle, cupboard, curtain, cushion, deckchair, desk,
- dishrack, doormat, dresser, dustpan, flour bin, footstool, frying pan, grandfather clock,
- hatstand, hearthrug, high chair, kettle, larder, laundry basket, looking glass, mangle, mattress,
- mousetrap, music stand, nightcap, pantry, piano stool, pillow, rolling pin, saucepan, sewing box,
- shelf, sink, sofa, soup ladle, stove, table, tablecloth, vase, wardrobe, washstand, washtub,
- windowsill
-@outdoor: bakery, bandstand, barn, beehive, bench, birdbath, boathouse, boulder, bus stop, cabbage
- patch, cartwheel, cherry tree, chicken run, corner shop, cottage, cowshed, dustbin, farmhouse,
- fence, flagpole, flower bed, fruit stall, garden shed, gooseberry bush, greenhouse, hawthorn, hay
- barn, haycart, hedge, henhouse, hollow log, lamp post, merry-go-round, milestone, molehill,
- pavilion, pigsty, pine tree, plough, post office, rabbit hutch, railway station, rose bush,
- scarecrow, schoolhouse, seesaw, shed, signpost, snowdrift, stable, statue, sundial, swing,
- tractor, tree stump, wall, water trough, wheat field, woodpile
-@trinket: badge, bead, bobbin, bookmark, bootlace, bottle, bracelet, buckle, button, candle, cap,
- coin, comb, cork, cotton reel, cup, doorknob, feather, fishhook, fork, garter, glove, hairpin,
- hammer, hinge, horseshoe, key, keyring, locket, magnet, marble, medal, mitten, nail, napkin,
- nutcracker, pebble, peg, pencil, pepper mill, pipe, playing card, postcard, purse, rattle, ruler,
- saucer, shell, shoe, slipper, sock, spinning top, spoon, stamp, teaspoon, thimble, ticket, tin
- soldier, walnut shell, yoyo
-@ground: bog, brook, common, cornfield, dunes, footpath, green, heath, hill, lane, lawn, log,
- marsh, meadow, moor, pasture, plank, railway line, ridge, sandbank, slope, square, stepping
- stones, stream
-@found
-<indoor>
-<outdoor>
-@pot: barrel, basin, bucket of paint, butter churn, cannon, coal scuttle, drainpipe, flowerpot,
- gravy boat, hammock, keyhole, kitchen drawer, milk can, packing case, paddling pool, picnic
- basket, pothole, rain barrel, rowing boat, saddlebag, suitcase, trombone, watering can,
- wastepaper basket
-@colour: black, brown, crimson, golden, lemon, lilac, pink, purple, scarlet, silver, turquoise,
- violet, white, yellow
-@wild: bumpy, damp, dark, dewy, empty, grassy, lonely, misty, narrow, quiet, shady, silent, soggy,
- steep, stony, sunny, tangled, wide, windy, winding
-@creature: bat, bee, bullock, bumblebee, buzzard, caterpillar, centipede, chicken, cow, cricket,
- cuckoo, falcon, foal, gnat, grasshopper, guinea pig, hamster, hen, horse, kingfisher, ladybird,
- lamb, lark, llama, mosquito, moth, nightingale, parrot, partridge, peacock, pelican, penguin,
- pheasant, piglet, quail, ram, robin, seagull, shrew, slug, sparrow, spider, starling, stork,
- swallow, swan, tadpole, turkey, wasp, woodpecker, worm, wren
-@did: bowed, blinked, changed its mind, coughed, dozed off, fell over, giggled, groaned, hiccuped,
- hummed a hymn, kept out of it, looked away, nodded, pretended not to see, said good evening,
- scratched its chin, shook its head, sneezed, stared, sulked, took notes, took no notice, turned
- pink, yawned
-@manner: absently, bitterly, blankly, boldly, bravely, brightly, briskly, calmly, carefully,
- casually, cautiously, cheerfully, coldly, crossly, curiously, dreamily, dryly, dully, eagerly,
- faintly, fiercely, firmly, frankly, gently, gladly, grandly, gravely, grimly, gruffly, happily,
- helpfully, hoarsely, hopefully, idly, kindly, lazily, lightly, loudly, meekly, merrily, mildly,
- modestly, nervously, patiently, plainly, politely, primly, proudly, quickly, quietly, sadly,
- shyly, sleepily, slowly, smugly, softly, solemnly, sternly, stiffly, sweetly, thoughtfully,
- timidly, warmly, wearily
-@said: admitted, agreed, announced, argued, barked, boomed, breathed, called, chuckled, coughed,
- cried, croaked, crowed, declared, exclaimed, gasped, grumbled, grunted, hissed, insisted,
- laughed, moaned, mumbled, murmured, muttered, panted, puffed, remarked, roared, said, sang,
- screeched, sighed, sniffed, snorted, sobbed, squeaked, stammered, thundered, wailed, warbled,
- wheezed, whimpered, whined, whispered, yawned, yelled, yelped
-@asked: asked, wondered, demanded, inquired, begged, shouted, repeated, piped up
-@went: hurried, marched, wandered, strolled, raced, tramped, danced, stumbled, crept, strode,
- rambled, dashed, trudged, rushed, sauntered, hopped
-@person: baker, barber, beekeeper, bishop, blacksmith, bookseller, bricklayer, bus driver,
- butcher, captain, carpenter, chimney sweep, clockmaker, clown, cobbler, conductor, cook, cowboy,
- dancer, dentist, detective, diver, doctor, duke, farmer, fiddler, fortune teller, gamekeeper,
- gardener, general, giant, glassblower, goblin, governor, grocer, hairdresser, judge, juggler,
- knight, librarian, lighthouse keeper, lion tamer, locksmith, magician, mayor, milkmaid, nurse,
- painter, pastry cook, photographer, pilot, pirate, plumber, poet, professor, sailor, sculptor,
- shepherd, shopkeeper, soldier, tailor, teacher, tightrope walker, toymaker, trombonist, weaver,
- window cleaner, wizard, wrestler
-@human: bald, barefoot, bearded, boastful, bow-legged, careless, charming, chatty, cheerful,
- clumsy, cross, curly-headed, dashing, famous, fearless, forgetful, freckled, frowning, generous,
- giggling, gloomy, greedy, grumpy, homesick, hungry, hurried, jolly, kind, left-handed, lonely,
- melancholy, musical, mysterious, near-sighted, nosy, penniless, poor, quarrelsome, red-nosed,
- retired, rich, sentimental, shivering, sleepy, soft-spoken, sunburnt, talkative, tall, thin,
- toothless, travelling, well-dressed, whistling, wise, wrinkled
-@trait: bold, bossy, brave, careful, cautious, cheerful, clever, clumsy, curious, dreamy, fidgety,
- friendly, fussy, gentle, grumpy, hasty, hopeful, lazy, lively, lonely, merry, messy, modest,
- nimble, plump, polite, proud, quiet, restless, shy, silly, skinny, sleepy, small, solemn,
- stubborn, talkative, thoughtful, tidy, young
-@sky: bright, blustery, chilly, clear, cloudy, crisp, drizzly, dull, foggy, frosty, golden, grey,
- hazy, hot, mild, misty, quiet, rainy, silvery, sleepy, snowy, stormy, sunny, warm
+@trait: bashful, bold, bouncy, brave, cheerful, clever, clumsy, curious, dreamy, fidgety,
+ forgetful, friendly, gentle, giggly, hopeful, hungry, jolly, lively, merry, mischievous, nimble,
+ plump, polite, proud, quick, quiet, restless, round, scruffy, shy, sleepy, small, stubborn,
+ talkative, thoughtful, tidy, tiny, wide-awake, wiry, young
+@trait2: bright-eyed, good-hearted, good-natured, kind-hearted, light-footed, rosy-cheeked,
+ soft-spoken, sweet-toothed, tender-hearted, warm-hearted, mild-mannered, wild-haired
+@colour: black, blue, brown, cherry-red, cream, crimson, green, grey, lilac, pink, purple, red,
+ scarlet, sea-green, turquoise, violet, white, yellow
 @weekday: Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
-@month: January, February, March, April, May, June, July, August, September, October, November,
- December
-@taste: baked, bitter, boiled, burnt, charred, chewy, chilled, chopped, cold, creamy, crisp,
- crumbly, crusty, delicious, double, dry, flaky, fluffy, fresh, fried, frosted, frothy, grilled,
- hot, lumpy, mashed, melted, mild, moist, mushy, peppery, pickled, plain, rich, roast, runny,
- sizzling, smoky, soft, soggy, sour, spicy, spongy, stale, steaming, sticky, stirred, sugary,
- sweet, tangy, tasteless, thick, toasted, warm, watery, wobbly
-@crop: acorn squash, apple, apricot, artichoke, asparagus, barley, bean, beetroot, bilberry,
- blackberry, blackcurrant, blueberry, broccoli, cabbage, carrot, cauliflower, celery, cherry,
- chickpea, cinnamon, coconut, cranberry, cucumber, dandelion, elderberry, garlic, hazelnut, leek,
- lentil, lettuce, maize, marrow, melon, mint, mushroom, nettle, orange, parsnip, pea, peach,
- potato, pumpkin, quince, raspberry, rhubarb, spinach, sweetcorn, tomato, vanilla, watercress
-@dish: bake, bread, broth, brownies, buns, cake, cordial, crackers, croquettes, crumble, custard,
- dumplings, flapjacks, fritters, hash, hotpot, jelly, loaf, mash, meringue, mousse, noodles,
- omelette, pancakes, pasties, pickle, pie, porridge, pudding, puree, risotto, rolls, salad,
- sandwiches, sauce, scones, sherbet, sorbet, souffle, soup, stew, tart, toast, trifle, waffles
-@ing: baking, blazing, blinking, boiling, bouncing, bubbling, buzzing, chattering, clattering,
- creeping, crumbling, dancing, dazzling, drifting, dripping, flapping, floating, frozen,
- galloping, giggling, glittering, gobbling, groaning, hopping, howling, jiggling, jumping,
- knitting, leaping, limping, marching, melting, mumbling, rattling, ringing, roaring, rolling,
- rumbling, scampering, shivering, singing, sizzling, skating, skipping, sleeping, sliding,
- sneezing, snoring, spinning, spluttering, squirming, stumbling, swimming, thundering, trembling,
- tumbling, wandering, whistling, wobbling, wriggling, yodelling
-@oats: acrobats, artichokes, bagpipes, bananas, beans, beetroots, biscuits, blackbirds, bookends,
- broomsticks, buckets, bumblebees, cabbages, candlesticks, carrots, castanets, catfish, chickpeas,
- chimneys, codfish, corkscrews, crumpets, cucumbers, daffodils, doughnuts, dumplings, elbows,
- featherdusters, flapjacks, galoshes, haddocks, hairbrushes, hiccups, jellyfish, kippers, ladles,
- lobsters, mackerel, marmalade, meatballs, monkeys, noodles, oysters, pancakes, pickles,
- porcupines, pumpkins, rhubarb, sardines, saucepans, sausages, shoelaces, snowballs, spoons,
- teacups, thunderbolts, toadstools, trousers, turnovers, waffles, whiskers
-@sad: cold, dizzy, empty, foolish, forgotten, gloomy, guilty, helpless, hollow, limp, lonely,
- lost, miserable, sick, small, stupid, tearful, tired, unlucky, wretched
-@game: cards, chess, dominoes, hide and seek, hopscotch, leapfrog, pirates, skittles, snap, tag
-@hobby: archery, baking, bird-watching, boating, bowling, boxing, camping, canoeing, carpentry,
- chess, climbing, cooking, cricket, cycling, dancing, debating, drawing, embroidery, farming,
- fencing, fishing, flying, gardening, geology, golf, gossip, gymnastics, history, hockey, jogging,
- juggling, knitting, magic, marching, mountaineering, opera, painting, poetry, pottery, reading,
- riding, rowing, sailing, sewing, singing, skating, skiing, sleepwalking, spelling, swimming,
- tennis, weaving, whittling, wrestling, yodelling
-@fear: arithmetic, bagpipes, bald men, balloons, bandages, beards, bees, brooms, bubbles, caves,
- clowns, crowds, custard, deep water, dentists, drains, draughts, echoes, escalators, feathers,
- fog, forks, gargoyles, geography, ghosts, gravy, hail, haircuts, hiccups, high places, jellyfish,
- lightning, locked doors, long words, lullabies, mathematics, Mondays, monsters, moths, mud,
- noises, puddles, shadows, soap, spiders, stairs, strangers, thunder, trains, vampires, whispers,
- wolves
+@relative: aunt, cousin, godfather, godmother, grandfather, grandmother, great-aunt, great-uncle,
+ stepbrother, stepsister, twin sister, uncle, half-sister, second cousin, stepmother, stepfather
+@job: baker, barber, beekeeper, blacksmith, bookbinder, bus driver, carpenter, chimney sweep,
+ circus clown, clockmaker, cobbler, coal miner, dancer, doctor, ferryman, fiddler, fisherman,
+ gardener, glassblower, juggler, librarian, lifeboat captain, lock-keeper, mapmaker, milliner,
+ night watchman, painter, pastry cook, pilot, plumber, poet, postmaster, potter, puppeteer,
+ sailor, schoolteacher, shepherd, ship's cook, shipwright, signalman, stonemason, tailor,
+ tightrope walker, toymaker, train driver, wandering minstrel, weaver, woodcutter
+@folk: bearded, bow-legged, busy, cheerful, dashing, famous, forgetful, freckled, gruff, jolly,
+ kindly, lonely, musical, near-sighted, nervous, patient, poetic, retired, sleepy, stout, tall,
+ travelling, whistling, white-haired
+@giver
+{his} <relative>
+{his} <relative>, the <folk> <job>
+a <folk> <job> {he} had [helped|nursed|fed|met] one [winter|spring|summer|autumn]
+@whose
+{thing.that}
+from <giver>
+@hobby: acrobatics, archery, baking, ballet, birdwatching, bookbinding, carpentry, checkers,
+ chess, conjuring, cookery, crochet, embroidery, fencing, fishing, gardening, hopscotch, juggling,
+ knitting, marbles, map-making, opera, origami, painting, pottery, puppetry, rope-skipping,
+ rowing, sailing, singing, skating, somersaults, stargazing, stilt-walking, swimming, tap dancing,
+ ventriloquism, weaving, whittling, yodelling
+@fear: bagpipes, balloons, bats, bubbles, cold baths, deep water, draughts, echoes, empty
+ wardrobes, fireworks, ghosts, haircuts, hiccups, high places, jellyfish, ladders, lightning, long
+ words, mathematics, moths, nightmares, owing money, pirates, scarecrows, shadows, sneezing, soap,
+ spiders, squeaky doors, stage fright, steam engines, thunder, tunnels, vampires, wasps, wet socks
+@trinket: bobbin, bottle cork, brass hinge, bus ticket, button, candle stub, cotton reel, door
+ key, feather, fir cone, fishing float, fossil, glass bead, glass marble, glove, gold tassel,
+ hairpin, horseshoe, mitten, paintbrush, paper fan, pebble, pencil stub, pine cone, playing card,
+ pocket comb, postage stamp, rubber ball, nail, seashell, shoelace, thimble, soup spoon, spinning
+ top, teaspoon, tin soldier, toy boat, walnut shell, watch chain, wooden peg
+@nice: battered, beautiful, borrowed, chewed, cheerful, chipped, clean, curious, dusty, faded,
+ foreign, forgotten, fine, grubby, handsome, lost, lucky, mended, muddy, nearly new, plain,
+ pretty, second-best, shiny, small, spare, sticky, much-loved, wonky
+@tin: biscuit tin, boot, cake tin, flowerpot, hatbox, hat, matchbox, sock, pickle jar, pillowcase,
+ saucepan, shoebox, soup bowl, toy chest, tea caddy, top drawer
+@veg: barley, bean, cabbage, carrot, cauliflower, celery, chestnut, leek, lentil, mushroom,
+ nettle, onion, parsnip, pea, pumpkin, spinach, swede, tomato, turnip, watercress
+@fruit: apple, apricot, bilberry, blackberry, blueberry, cherry, cranberry, damson, gooseberry,
+ loganberry, mulberry, pear, plum, quince, raspberry, redcurrant, rhubarb, strawberry
+@dish: cake, cobbler, crumble, fool, flan, pie, pudding, sponge, strudel, tart, trifle
+@baked: buttery, crisp, crumbly, famous, golden, heart-shaped, homemade, lopsided, perfect, juicy,
+ second-best, spiced, steaming, sticky, sweet, towering, upside-down, warm, wobbly
+@cake
+<baked> <fruit> <dish>
+@soup
+[clear|creamy|hot|peppery|salty|smooth|thick|thin] <veg> [soup|stew|broth|hotpot]
+@supper
+<soup> with [buttered|hot|crusty|fresh] [toast|bread|rolls|crumpets]
+<cake> with [cream|custard|cocoa|ice cream|candles]
+@chair: armchair, bed, bench, bookcase, chest of drawers, cupboard, desk, dresser, footstool,
+ grandfather clock, hatstand, piano, rocking chair, sofa, stove, table, wardrobe, washstand
+@old: creaky, crooked, lopsided, old, painted, scratched, wobbly, wooden, worm-eaten
+@vessel: bathtub, bread bin, bucket, butter churn, coal scuttle, coffee pot, cookie jar, copper
+ pan, flour bin, kettle, knitting bag, laundry basket, letter box, linen chest, log basket, mop
+ bucket, picnic basket, rain barrel, sewing box, soup tureen, wash bowl, watering can, wheelbarrow
+@big: blue, brown, chipped, dented, green, large, leaky, little, patched, red, rusty, spare,
+ yellow
+@plant: bluebells, carrots, chives, ferns, geraniums, herbs, ivy, lavender, marigolds, mint, moss,
+ pansies, parsley, primroses, radishes, sage, thyme, violets
+@house
+{kind.home} with a <colour> [door|front door|porch|chimney|window|letter box]
+{kind.home} with [pots|a pot|a whole row|a tangle] of <plant> [by the door|under the window]
 @opening
-Once upon a time, {land}, there lived a <trait> {kind} [called|named] {hero}.
-Once upon a time there was a <trait>, <trait2> {kind} with {kind.look}, and {his} name was {hero}.
-{hero} was a <trait> {kind} who lived {land} in {kind.home} with <door>.
-{hero} the {kind} lived {land}, in {kind.home} with <door>.
-[Long ago|Not long ago|Last <month>], {land}, there lived a <trait> {kind} with {kind.look}.
- [Everybody called {him}|{His} name was] {hero}.
-Everybody {land} knew {hero}, a <trait> {kind} with {kind.look}.
-There was once a <trait> {kind}, {hero} by name, who was known {land} for {kind.habit}.
-This is [a story|a tale|what they tell] about {hero}, a <trait> {kind} who lived {land}.
-@trait2: good-natured, hard-working, hot-tempered, long-legged, soft-hearted, short-sighted,
- sweet-toothed, warm-hearted
-@door
-a <adj> [door|chimney|roof|letter box|window|ceiling]
-[no|only one|neither bed nor|room for nine and a] <indoor>
-a <adj> <indoor> and [a <adj> <trinket>|very little else|a view of the sea]
-@quirk
-<habit>
-"[Good morning|Look out|Well done|Good old], {?hero}!" the <person>s used to <shout> <manner>.
-<^person>s sang about {him}: "<^taste> {?hero}, <ing> {?hero}!"
-@shout: bellow, call, chant, cry, hum, mumble, mutter, say, shout, sigh, sing, whisper
-@habit
-{He} [collected|kept|hid|treasured] <trinket>s in a <adj> [jar|boot|tin|drawer|box|sock], and
- [counted|sorted|dusted|admired|kissed] them [every <weekday>|whenever it rained|at bedtime].
-{He} [loved|hated|was good at|was mad about|dreamed of] <hobby>, but [was afraid of <fear>|only on
- <weekday>s|never when anybody looked|kept it secret].
-{He} [said good night to|had long talks with|sang to|bowed to|told riddles to] the <adj> <indoor>
- every [evening|<weekday>|morning].
-On <weekday>s {he} [did a little <hobby>|played <game>|polished the <indoor>|wrote to a <person>|
- ate nothing but <crop> <dish>], and on other days {he} [meant to|slept|practised <hobby>|was
- sorry].
-{He} was [afraid|tired|fond|proud|jealous] of <fear>, [but|though] [not|seldom|never] on
- <weekday>s.
+Once upon a time, {land}, there lived a <trait>, <trait2> {kind} [called|named] {hero}.
+Once there was a <trait>, <trait2> {kind} with {kind.look}, and {his} name was {hero}.
+There was once a <trait> {kind}, {hero} by name, who lived {land} in <house>.
+{hero} was a <trait>, <trait2> {kind} who lived {land}, in <house>.
+{hero} the {kind} lived {land}, in <house>.
+{^land} lived a <trait>, <trait2> {kind} with {kind.look}. [Everybody called {him}|{His} name was]
+ {hero}.
+{^land}, in <house>, lived a <trait>, <trait2> {kind} [called|named] {hero}.
+[Everybody|Nearly everybody] {land} knew {hero}, the <trait> {kind} who could not stop
+ {kind.habit}.
+This is the [story|tale] of {hero}, a <trait> {kind} who [loved|dreamed of|lived for] <hobby>.
 @pal
-who [loved|taught|hated|dreamed of|talked of nothing but] <hobby>
-who was afraid of <fear>[ and <hobby>|]
-who [lived on|smelled of|could never refuse] <taste> <crop> <dish>
-who always [carried|lost|wore] a <adj> <trinket>
-who [once met|had married|was rude to|looked like] a <human> <person>
-@when
-one <sky> <weekday> [in|at the end of] <month>
-one <sky> [morning|afternoon|evening] [in|early in|late in] <month>
-on a <sky> [morning|afternoon|evening] in <month>
+who [loved|taught|was learning|talked of nothing but] <hobby>
+who was afraid of <fear>, [but of little else|and owned up to it|especially on <weekday>s]
+who made the [best|stickiest|lightest|tallest|finest] <fruit> <dish> [for miles|in the county|of
+ all]
+who always carried a <nice> <trinket>, [for luck|just in case|nobody knew why]
+who wore a <colour> [bonnet|cap|waistcoat|cloak|bow tie|pinafore] [in all weathers|on <weekday>s]
+who [lived with|took after|wrote to] {hers} <relative>
+@day
+one {season.sky} <weekday>[ morning| afternoon|] in {season}
+one {season.sky} <weekday>[ morning| afternoon|]
+one {season.sky} [morning|afternoon] in {season}
+one <weekday> in {season}, when {season.sign},
+@weather
+{season.scene}.
+{season.air}.
+@bird: blackbird, blue tit, chaffinch, dove, finch, jackdaw, linnet, robin, rook, skylark,
+ sparrow, starling, swift, thrush, wagtail, woodpecker, wren
+@perky: bold, bright-eyed, cheeky, chirpy, dozy, fat, fluffy, glossy, grumpy, nosy, plump,
+ ruffled, small, solemn, speckled, tuneful
+@bug: bumblebee, butterfly, caterpillar, centipede, cricket, slug, ladybird, moth, spider, worm
+@worn: broken, crooked, leaning, mossy, muddy, sunny, weathered, wobbly
+@spot: barrel, beanpole, chimney, clothes line, doorstep, fence, gatepost, hedge, lamp post, log,
+ molehill, stone, tree stump, wall, windowsill
 @aside
 <weather>
-A <creature> [on|under|behind|inside|beside] [a|the] <adj> [<indoor>|<outdoor>] <did>.
-A <creature> and a <person> [were playing|quarrelled over|stopped their] <game>.
-@weather
-Rain [drummed|pattered|tapped|danced|tiptoed|dripped] on the <adj> [<outdoor>|roof|windows].
-The wind [hummed|sighed|grumbled|whistled|sneezed|howled] [round|behind|over|through] the <wild>
- <ground>.
-The [sun|moon] [sat|hung|dozed|floated|balanced] above the <outdoor> like a <adj> <trinket>.
-[Mist|Fog|Smoke|Dusk|Silence] [lay|curled|drifted|crept|settled] over the <wild> <ground>.
-The air smelled of <crop> <dish> and [wet leaves|bonfires|snow|ink|wool|adventure|<crop> <dish>].
+A <perky> <bird> [sang|whistled|was preening|watched|hopped] on a <worn> <spot>[, all by itself|,
+ tail up|].
+On a <worn> <spot> a <perky> <bird> [told|was telling] a <bug> [the news|a joke|a secret|to hurry
+ up].
+A <perky> <bug> [crossed|was crossing] the path, [in no hurry|on important business|carrying a
+ crumb].
+From an open window came [the smell of <cake>|the smell of <soup>|[banjo|piano|trumpet] scales].
+@trade: baker, barber, beekeeper, blacksmith, butcher, candlemaker, clockmaker, cobbler, dentist,
+ doctor, fishmonger, florist, grocer, hatter, joiner, miller, painter, potter, saddler, tailor
+@past
+past the <trade>'s [shop|window|door|garden|yard]
+[past|behind|round] the [mossy|tumbledown|whitewashed|empty|ivy-clad|thatched|sleepy]
+ [barn|chapel|cottage|cowshed|dovecote|farmhouse|stable|schoolhouse|summerhouse|granary]
+past the [crooked|leaning|weathered|lonely|wobbly] [signpost|scarecrow|fence|lamp post|milestone]
+@over
+over the [hill|heath|common|meadow|stepping stones|stile|village green]
+[down|along|up] the [winding|muddy|narrow|stony|shady] [lane|path|track|cart road|footpath]
+[across|through] the [bean|barley|cabbage|maize|pumpkin|wheat|stubble] field
+through the [beech|fir|birch|hazel|pine|willow] [wood|copse|trees|grove]
 @walk
-{He} <went> [past|round|behind|beyond] the <adj> <outdoor> and [over|across|down] the <wild>
- <ground>.
-The [path|road|way|track] [led|ran|wandered|wound] [past|round|behind] the <adj> <outdoor> and
- [over|across] the <wild> <ground>.
-[Past|Round|Beyond] the <outdoor> {he} <went>, and [over|across] the <ground>, [humming|thinking
- of <hobby>|never stopping|out of breath|as <sad> as a <adj> <trinket>].
-@route
-[past|round|behind] the <adj> <outdoor> and [over|across] the <wild> <ground>
-@down
-{His} heart [sank|dropped|fell|went down] like a <adj> <trinket> [in|into] <crop> <dish>.
-{He} [sat down|flopped down|sank down] on a <adj> <indoor>, [feeling <sad>|as <sad> as a
- <person>].
-{He} felt as <sad> as a <creature> in a <adj> <trinket>.
-[Not even|Neither sleep nor|Neither tears nor] <crop> <dish> could cheer {him} up.
-@supper
-<taste> <crop> <dish>
+{He} [{kind.went}|hurried|went|set off] <past> and <over>.
+<^past> {he} {kind.went}, and <over>.
+<^over> {he} {kind.went}, [humming|whistling|counting {his} steps|thinking of <cake>].
+@together
+They [set off|went|hurried|walked] <past> and <over>.
+<^past> they went, and <over>, [arm in arm|one behind the other|talking of <hobby>].
+@search
+{He} looked [under|behind|on top of] the <old> <chair>, [inside|beneath] the <vessel> and even in
+ the <vessel>.
+Under the <old> <chair> {he} found a <nice> <trinket>. [In|Behind] the <vessel> {he} found
+ [another|dust|nothing].
+{He} [emptied|searched|shook out] the <big> <vessel>, the <vessel> and the <big> <vessel>, but
+ found only a <trinket>.
+It was not [in|behind] the <vessel>. It was not [under|behind] the <old> <chair>. [Not a
+ trace|Nowhere]!
+@heavy: bag of coal, barrel of nails, boot full of mud, boulder, cannonball, church door, flat
+ iron, millstone, sack of turnips, stone, wet blanket, wet overcoat
+@sad
+{His} heart was as heavy as a <heavy>.
+{He} [sat|flopped] down on the <old> [bench|sofa|footstool|rocking chair|bed] and [wiped {his}
+ eyes|sighed|wept a little|sniffed].
+{He} felt [hollow|small|lost|wretched|miserable|lonely], and [not even <cake> helped|supper went
+ cold|the house was too quiet].
+[A tear|One tear|A large tear] [rolled|ran|trickled] down {his} nose.
 @glad
-They [laughed|danced|cheered|sang|played <game>] until [the <adj> <indoor> shook|a <human>
- <person> complained|the <creature>s joined in|the <outdoor> fell down].
-Then they had <supper>, and [<supper>|a second helping|<game> until midnight].
-They [shared|ate|dropped] <supper>, [telling|whispering|inventing] [jokes|riddles|stories] about a
- <human> <person>.
-@hero
-{hero}
-the {kind}
-@friend
-{friend}
-the {pal}
-@oh
-<^ing> <oats>
-@proverb
-[A|Every|No] <adj> <trinket> [needs|deserves|fears|hides] a <adj> <indoor>
-Never [trust|lend|kiss|wake|tickle|follow] a <human> <person>
-[One|A] <trinket> [in the <indoor>|today] is worth [two|ten] [by the <outdoor>|tomorrow]
+They laughed until [the <old> <chair> shook|the <bird>s joined in|their sides ached|they had
+ hiccups].
+Then they [sat down to|shared|had] <supper>.
+There was <supper> [for two|for both|to celebrate], and [<hobby>|a song|a story] afterwards.
+They danced [round the <old> <chair>|on the <old> table|all down the lane|till the stars came
+ out].
+@dream: clouds, elephants, fireflies, flying, gingerbread houses, hot-air balloons, islands,
+ comets, mermaids, mountains, parades, rainbows, sailing ships, shooting stars, snowmen, spring
 @end
-And if you go {land} [in <month>|on a <sky> night|one <weekday>], you may [still|even|just] hear
- them [laughing|arguing|singing|playing <game>].
-[Sleep|Bed] came [early|softly|late], and the dreams were of [<hobby>|<fear>|<taste> <crop>
- <dish>].
-"<^oh>," <said> the {pal}, and [blew out the candle|put out the light|dreamed of <hobby>|<did>].
-"<^proverb>," <said> the {pal} <manner>, and <did>.
+That night {he} [slept soundly|slept like a top|smiled in {his} sleep] and dreamed of <dream>.
+If you are ever {land} of an evening, you may [still|just|even] hear them
+ [laughing|singing|chattering].
+[Outside|Overhead] the [moon|evening star] [came out|rose], and all was well.
+They were friends [from that day on|ever after], [in sunshine and rain|<weekday>s included].
+After that they met every <weekday> for <hobby> and <cake>.
+@close
+<glad>
+<end>
+@cry
+cried
+called
+shouted
+@murmur
+whispered
+murmured
+said softly
+@waiting
+<weather>
+Every [evening|morning|<weekday>] {he} looked down the lane, [but nobody came|and sighed|and
+ waited].
+To pass the time {he} [took up|practised|tried] <hobby>, and <hobby>, and then <hobby>.
+"It is [lost|gone] for good," [chirped|said] a <perky> <bird>, but {he} would not listen.
+@meeting
+[By the path|On a <worn> <spot>|Under a hedge] sat {pal.a}, [thin and cold|hugging {hers}
+ knees|all alone]. "I am {friend}," {she} said, "and I have [eaten nothing since <weekday>|had
+ only <veg> broth all week|lost my way and my lunch]."
+Somebody was [crying|sniffing|sighing] [by the path|behind a hedge]: {pal.a} named {friend}, who
+ had [missed three meals|not eaten since <weekday>|dropped {hers} lunch in a <big> <vessel>].
+@guest
+{He} [lit the stove|fetched a <colour> blanket|found dry socks] and warmed some <soup>.
+{He} [put|sat] {her} [by the fire|in a <colour> blanket] and [cut|brought|offered] some <cake>.
+They ate <cake> and [talked of <hobby>|played cards|told ghost stories] until the candle burned
+ low.
+@comfort
+"[Are you afraid|Afraid]?" {he} <murmur>. "Only of <fear>," {she} said.
+[A twig cracked.|The moon hid.|Their shadows wobbled.|An acorn fell. Tock!|Something sneezed.]
+@why
+"[What is the matter|What has happened|Whatever is wrong|Why so sad|Why the long face]?"
+"{hero}! [Whatever is wrong|Why are you sad|What has happened], {?hero}?"
+"{hero}! Oh my dear {?hero}, [what is it|what is wrong]?"
+@trouble
+Tiles flew
+Trees bent low
+Chimneys whistled
+The sky turned <colour>
+A <big> <vessel> sailed past the window
 """
 
 # ---------------------------------------------------------------------------------------------
@@ -480,184 +514,188 @@ And if you go {land} [in <month>|on a <sky> night|one <weekday>], you may [still
 
 PLOTS = {
     "lost": """
-[<quirk> |][Of all {his} treasures|Best of all] {he} loved {thing.fine}, [a present from|bought
-from|won at <game> from] a <human> <person>.
+[Dearest of all to {him} was|What {he} loved best was|{He} was proudest of] {thing.fine} <whose>.
+<^day> {he} took it to the {place} and {thing.used}.
 
-[But|Then,] <when>, the {?thing} was [gone|missing]. {He} looked [under|behind|beside] the <adj>
-<indoor>, [inside|beneath] the <indoor> and [even|twice] in the <crop> <dish>, but found [only|
-nothing but] a <adj> <trinket>.[ <down>|]
+[But next|The next] morning the {?thing} was [gone|missing|nowhere to be seen]! <search>[ <sad>|]
 
-[Luckily|Just then|Before long] {friend} came by, {pal.a} <pal>. "<^proverb>," <said> <friend>
-<manner>. "Where were you yesterday?" "[I was|I played <game>] by the {place}," <said>
-<hero>.[ <aside>|][ <walk>|]
+[In came {friend}, {pal.a} <pal>.|There was a knock, and in came {friend} the {pal}.|Along came
+{friend} the {pal}, <pal>.] <why> "[I have lost it|It is gone|I have looked everywhere|My
+{?thing}! My own {?thing}]," {he} [said|sighed|sobbed]. "[Think|Think back|Think hard]," {she}
+said. "Where did you have it last?" "By the {?place}![| Right by the {?place}!]"
 
-[There, by|Sure enough, by] the {?place}, [under|behind] a <adj> <found>, [sat|lay|shone|waited]
-the {?thing}[, and a <creature> was asleep on it|, full of <crop> <dish>|]. "<^oh>! Next time,"
-<said> {?friend}, "[tie it to|keep it in|leave it with] your <adj> <indoor>,
-{?hero}."[ <glad>| <end>|]
+[<together> |Off they ran. |<aside> ]There[, by|, right by] the {?place}, [wet with dew|behind a
+<worn> <spot>|guarded by a <perky> <bird>|with a <perky> <bug> asleep on it], lay the {?thing}.
+{He} [hugged it|laughed|could not speak], and then {thing.used}. [<end>|<glad>|"Next time," said
+{?friend}, "keep it in a <tin>, {?hero}."]
 """,
     "lent": """
-[<quirk> |]Next door lived {friend} the {pal}, <pal>.
+{He} [owned|had|treasured] {thing.fine} <whose>. [Next door lived|{His} neighbour was|Over the way
+lived] {friend} the {pal}, <pal>.
 
-<^when> <friend> stood at the door with a <adj> <trinket> in one {pal.paw}. "I am off to [see|
-visit|marry|help] a <human> <person>," {she} <said>. "May I borrow your {thing}?" {He} felt <sad>,
-but a friend is a friend. "[Then|In return,] bring me some {wish}," <said> {?hero} <manner>.
+<^day> {she} [came to say goodbye|stood on the step with a <colour> bag|tapped at the window]. "I
+am off to visit [my <relative>|a <folk> <job>]. [May I|Could I|Might I] borrow your {?thing}?"
+{He} [swallowed|took a deep breath|looked at the floor]. "[Take it|Of course]," {he} said. "[Then
+I will|I shall] bring you some {wish}," {she} promised. "Some {?wish}!" {he} <murmur>.
 
-[<aside> |][<^month> [passed|went by|crept along]. |][<down> |]["Perhaps a <human> <person> stole
-it," {he} told the <adj> <indoor>. |]Then, <when>, [steps|a <taste> <dish> smell|loud <hobby>
-noises] came from [behind|beyond] the <outdoor>, and there stood {?friend}, as <sad> as a
-<creature>. "<^oh>! Here is your {?thing}," {she} <said> <manner>. "[It frightened|It surprised|I
-hid it from] a <human> <person>. And [inside|under] this <adj> <trinket> is some
-{?wish}."[ <glad>| <end>| "What a friend you are, {?friend}," <said> {?hero} <manner>.|]
+[The weeks went by. |Days passed. |A month crept by. |]<waiting>
+
+[Then|At last], one {later.sky} [evening|afternoon|morning|<weekday>] in {later}, [somebody
+knocked|the latch clicked|there were steps outside]. [{He} {kind.went}|{He} ran|{He} flew] to the
+door. It was {?friend}, [muddy to the knees|out of breath|thin but smiling|with a <nice> <trinket>
+behind one ear]! "Here is your {?thing}," {she} said. "It has [met a <folk> <job>|kept me
+company|been my pillow]. And here, in this <tin>, is some {?wish}." [{He} {thing.used}.
+<close>|"[The best of it|Best of all]," {he} said, "is having you home, {?friend}."[ <glad>|]|"You
+remembered, {?friend}!" {he} <cry>.[ <end>|]]
 """,
     "errand": """
-[<quirk> |]<^when> {his} <human> [grandmother|aunt|grandfather|uncle] looked up from the <adj>
-<indoor>. "[You|We] cannot make <crop> <dish> without {wish}," came the verdict. "[Run and buy|
-Fetch] me some, and do not [talk to|play <game> with|follow] any <person>s!"
+<^day> {his} <relative> [looked into the <big> <vessel>|opened the <old> cupboard|put on a
+<colour> apron]. "[Dear me|Oh bother|Bless me]! [We cannot make|There can be no] {wish.dish}
+without {wish}[. Run and buy some|. Off you go], {?hero}!"
 
-"Some {?wish}, some {?wish}," {he} <said> <manner>. [<walk> |][<aside> |][At the <adj> <outdoor>|
-Half way there] {he} met {friend} the {pal}, <pal>.[ "Come and play <game>," <said> {?friend}
-<manner>, but {he} [shook {his} head|hurried on].|]
+"Some {?wish}, some {?wish}," {he} said, [over and over|all the way|in time with {his} feet].
+[<walk> |<aside> |]By the {place} {he} met {friend} the {pal}, <pal>. "[Come and play|Stay a
+while|Look, I have found a <nice> <trinket>]!" said {?friend}. They [took turns at <hobby>|shared
+<cake>|talked of <fear>], and {he} forgot [the time|everything else]. [Bong! The church clock|A
+distant clock] struck [three|four|five].
 
-The shop was full of <adj> <trinket>s and <adj> <oats>. "<^oh>! What will it be?" <asked> the
-{helper} behind the counter. <^hero> [thought of|stared at] a <adj> <trinket>. "Some {?wish},
-please," {he} <said>, [all in one breath|feeling <sad>|turning pink].
+[In the shop {he} went blank.|Now what was it?|At the counter {his} head was empty.] [Candles?
+Soap? A <trinket>?|A <trinket>? A <trinket>?] {He} shut {his} eyes and thought of [the
+kitchen|<weekday>|home]. "Some {?wish}, please!"
 
-[At home {he} found|{He} ran home to] <supper>, and beside the plate lay {thing.fine}. "That is
-for you, {?hero}," {he} was told <manner>, "because you remembered."[ And who came to see the
-{?thing} on <weekday>? It was {?friend}, with a <adj> <trinket>.| <end>|]
+[Supper was|That night there was|The whole house smelled of] {wish.dish}, and beside {his} plate
+[lay|stood] {thing.fine} <whose>. "For you, {?hero}," said a voice, "because you
+remembered."[ <end>| And the first to see the {?thing}, [next morning|on <weekday>] by the
+{?place}, was {?friend}.]
 """,
     "count": """
-[<quirk> |]<^when> {he} [picked|was given|found|earned|won] {sum.had} {treat}, put them in a <adj>
-[basket|pail|boot|bag|sock] and set off for [market|the fair|town], [all {?sum.had} of them|with
-{?sum.had} {?treat} to sell|no more, no less].
+In [a|the] shop window [stood|was] {thing.fine}. The <colour> ticket said: {sum.had} {treat}. So
+{he} [saved|helped a <folk> <job>|swept up for the <trade>] all {season}, until {he} had
+{?sum.had}. Into a <tin> they went, and off {he} {kind.went}.
 
-[<walk> |]Beside a <adj> <outdoor> sat {pal.a}, as <sad> as a <creature>. "I am {friend}, and I
-have [had|eaten] nothing but <crop> <dish> since <weekday>," {she} <said>. <^hero> looked at the
-{?treat} <manner> and gave {her} {sum.gave}. "<^oh>!" <said> {?friend} <manner>.[ <aside>|][ "How
-many have you now?" {she} <asked>. "I have {?sum.left}," <said> {?hero} <manner>.|]
+<meeting> {He} looked at the {?treat}. [{He} thought of the shop. |{He} sighed. |]{He} [gave
+{her}|picked out|handed over] {sum.gave}, and {she} ate [them all|every crumb|so fast that {she}
+hiccuped]. [How many were left? Only {?sum.left}. |]"[Thank you|How kind|Bless you]," said
+{?friend}.
 
-[At|Behind] the <adj> <outdoor> a <human> {helper} was selling {thing.fine}. "What does it cost?"
-<asked> <hero>. "[Turn out|Show me] your pockets," said the seller. [<down> |]Out they came, with
-a <adj> <trinket>, and there were {?sum.left}. "<^oh>! That will do," <said> the {?helper}
-<manner>.
+[<walk> |<aside> |]The <folk> shopkeeper [counted aloud|counted them|counted twice]. "I make it
+{?sum.left}. The price is {?sum.had}." "[I met|There was|I had to feed] a hungry {pal}," {he}
+<murmur>, [red as a beetroot|twisting {his} tail|looking at the floor]. [The clock ticked.
+|]"[Then {?sum.left} will do|Call it paid|Kindness pays the rest]."
 
-So {he} went home with the {?thing} under one {kind.paw} and {?friend} [beside|behind] {him}.
-"This morning you had {?sum.had}," <said> {?friend} <manner>, "and [now you have a friend|now look
-at us], {?hero}."[ <glad>| <end>|]
+So {he} went home with the {?thing} under one {kind.paw} and {?friend} [skipping|humming|trotting]
+[behind|alongside]. [<close>|"[I would have eaten all|You could have kept all] {?sum.had},
+{?hero}," {she} said.]
 """,
     "race": """
-[<quirk> |]<^when> a <adj> notice hung on the {place}: "Great race! Umpire, a <human> <person>.
-First prize, {thing.fine}." "You will never win," <said> {friend} the {pal}, <pal>. "I will so,"
-<said> {?hero} <manner>. "And the {owed} behind the <outdoor> shall have the first turn. I
-promise."[ "The {?owed}?" <said> {?friend} <manner>.|]
+<^day> a <colour> notice hung on the {place}: "[Great race|Race] today! First prize,
+{thing.fine}!" [{friend} the {pal}, <pal>, read it twice.|{friend} the {pal} read it aloud.] "[I
+shall win|That is mine]," {she} said.
 
-"<^oh>!" cried the umpire, and off they went <route>. [<aside> |]<^friend> was [far ahead|in the
-lead] when [a <adj> <trinket> tripped {her}|{she} fell into a <adj> <pot>|a <creature> bit {her}].
-"<^oh>!" {she} <said>. <^hero> stopped. "[Lean on me|Up you get|Take my {kind.paw}], {?friend},"
-{he} <said>, and they hobbled to the {?place}, [last of all|late for <supper>|as <sad> as a
-<creature>].
+{He} had no running shoes, but the {owed} [next door|over the way] had a <colour> pair. "[Borrow
+mine|Take them]. What do I get?" "First turn for the {?owed}," {he} promised. [They fitted like
+gloves.|They squeaked.|"The {?owed} first!"|"If I win, the {?owed} first!"]
 
-"<^proverb>," <said> the umpire <manner>. "Legs are common, [hearts|friends] are rare. The
-{?thing} goes to {?hero}!" And who had the first turn? The {?owed}, [of course|as
-promised].[ <glad>| <end>| Then it was the turn of {?friend}.|]
+[Ready, steady, go|Bang! Off they went]! [<walk> |<aside> |]{She} was [far ahead|in front] when
+{she} [tripped over|ran into|fell over] a <big> <vessel>. "[Ouch|Oh, my foot]!" {He} could have
+run past. [Oh, how {he} wanted to! |]"{friend}! [Lean on me|Up you get|Take my {kind.paw}],
+{?friend}," {he} said, and they [hobbled|limped] to the {?place}, [last of all|after the <job> on
+stilts].
+
+The umpire, a <folk> <job>, [wiped both eyes|blew the whistle|shook their paws]. "[Anybody can
+run|Legs are common]. Kindness is rarer. The {?thing} goes to {?hero}!" And who [had|got] the
+first turn? The {?owed}, [of course|as promised].[ <close>|]
 """,
     "storm": """
-[<quirk> |]<^when> a storm came over the <wild> <ground>, and the <adj> <outdoor> [blew|sailed|
-washed] away. Somebody [knocked|scratched|bumped] at the door <manner>. Outside stood {pal.a}, as
-<sad> as a <creature>, with a <adj> <trinket>. "I am {friend}," {she} <said>. "Have you <crop>
-<dish>?"
+<^day> a storm came up. <trouble>, and somebody [knocked|scratched|bumped] at the door. It was
+{pal.a}, [wet through|dripping|with no hat and one <colour> shoe]. "I am {friend}," {she} said,
+"and my house by the {place} has [lost its roof|blown away|filled with rain]." "[Come in|Oh, come
+in], {?friend}!"
 
-{He} [dusted|fetched|offered] the <adj> <indoor> and warmed <supper>. The visitor [ate <manner>|
-talked of <hobby>], and [slept|snored] [on|under|beside] the <indoor>. In the morning [the guest|
-the stranger] had gone, and on the <adj> <indoor> [stood|lay] {thing.fine}.
+<guest> In the morning {she} had gone, but on the <old> <chair> [stood|lay] {thing.fine}, and a
+note: "[Thank you|With love|I will not forget]."
 
-[<^month> came|A year went by]. [<quirk> |][<aside> |]Then, on a <sky> <weekday>, a <human>
-<person> brought a letter. "Dear friend," it began, "come to my <adj> <outdoor> and bring the
-{?thing}. There will be <supper>." It was signed: {?friend}.
+[A year went by.|Months went by.] {He} often {thing.used}, and wondered. Then, one {later.sky}
+<weekday> in {later}, [the postman|a <perky> <bird>] brought a letter. "[The roof is on|The house
+is mended]. [Come to tea|Do come|Come soon], and bring the {?thing}!" It was signed: {?friend}.
 
-[<walk> |]"<^oh>! You found me!" <said> {?friend} <manner>. "How dry you are!" <said> {?hero}
-<manner>.[ <glad>| <end>|]
+[<walk> |<aside> |][And there|There], by the {?place}, stood a house with a <colour> door, and
+from the window [came|drifted] the smell of <cake>. "[How dry you are|You are dry]!" {he} <cry>.
+"[And you|You] are just in time, {?hero}," {she} said.[ <close>|]
 """,
     "present": """
-{His} best friend was {friend} the {pal}, <pal>. <^when> <friend> had a birthday coming. In secret
-{he} [bought|won|borrowed money for] {thing.fine}, wrapped it in a <adj> [curtain|cabbage leaf|
-newspaper] and hid it by the {place}. "What would you like to eat?" {he} asked {her} <manner>.
-"<^crop> <dish> with {wish}," {she} <said>. "Why?" "No reason," <said> {?hero}, and [turned pink|
-dropped a <adj> <trinket>|hid behind the <adj> <indoor>].
+{His} best friend was {friend} the {pal}, <pal>. [Soon|On <weekday>] it would be {hers} birthday.
+{He} [bought|saved up for|found] {thing.fine}, wrapped it in [<colour> paper|a <colour>
+cloth|cabbage leaves], and hid it by the {place}. "[By the way|Tell me], what would you bake,"
+{he} asked, "if you had some {wish}?" "Some {?wish}? {^wish.dish}," {she} said. "Why?" "[No
+reason|Oh, nothing]," said {?hero}, and [turned pink|looked at the sky|coughed].
 
-The day came, <sky> and still. [<aside> |]["They forgot me," {she} told the <adj> <indoor>
-<manner>. |]Then a note came under the door, tied to a <adj> <trinket>. "Look by the {?place}," it
-said in <colour> ink.
+The day came, {season.sky} and still. [<weather> |][No card came.|Nobody called.] "[They
+forgot|They have all forgotten]," {she} told the <old> <chair>, and [ate cold <veg> soup|tried not
+to mind|counted {hers} <nice> <trinket>s].
 
-{She} <went> <route>. There, [in|under|beside] a <adj> <pot>, was the {?thing}! "<^oh>! Surprise!"
-<said> {?hero}, falling [out of|over|into] a <adj> <outdoor>. "And we shall have <taste> <dish>,
-with plenty of {?wish}."[ <glad>| <end>| "You only pretended to play <game>!" <said> {?friend}
-<manner>.|]
+[Then a note came|A letter slid] under the door, [tied to a <nice> <trinket>|in <colour>
+ink|folded like a boat]. "[Look|Go and look|Please look] by the {?place}," it said. [<^past> {she}
+{pal.went}, and <over>. |Off {she} {pal.went}, <over>. |]There, in <colour> string, was the
+{?thing}! "[Happy birthday|Surprise], {?friend}!" {he} <cry>, [jumping out|popping up|falling out]
+from behind a <worn> <spot>. [<glad>|"And now for {wish.dish}!"[ <end>|]|They had {wish.dish},
+which took all the {?wish}.[ "So that was why you asked, {?hero}!" {she} said.|]]
 """,
     "broken": """
-{friend} the {pal}, <pal>, lived across the <wild> <ground> and owned {thing.fine}. <^when> {he}
-took it from the <adj> <indoor>, only to look, and [slip|crash|oops]! Now there was {thing.hurt}.
-{He} <went> to the {place} and [buried|hid] it under a <adj> <trinket>. "<^oh>! Have you seen my
-{?thing}?" <asked> {?friend}. "Not I," <said> {?hero} <manner>, and the words tasted of <taste>
-<crop> <dish>.
+{friend} the {pal}, <pal>, [owned|had] {thing.fine}[ {thing.that}|]. <^day> {he} took it from the
+<old> [cupboard|dresser|chest of drawers|shelf|wardrobe|desk], only to look, and [slip|oops|bump],
+{thing.harm}! {His} [ears|cheeks] [went|turned] [hot|red|pink|scarlet]. {He} hid it by the
+{place}, [under a <big> <vessel>|under some leaves|behind a <worn> <spot>].
 
-{He} could not sleep[, not with a <adj> <trinket> in the bed|]. [<aside> |]"What is it?" <asked> a
-{helper} at the <adj> window, and out came the whole story. "A lie," was the answer, "[is like a
-<adj> <trinket> in a boot|grows like <crop> <dish> in the <indoor>|is worse than <fear>]."
+"[I cannot find|I have lost|Somebody took] my {?thing}," said {?friend}. "[Not I|No]," {he}
+<murmur>, and [supper tasted of soap|looked at {his} feet|the <cake> stuck in {his} throat].
+[<sad> |]All night {he} lay awake. [The <old> <chair> creaked: you, you, you.|The clock said:
+tell, tell, tell.|Even the moon seemed to know.]
 
-[Next morning|At sunrise] {he} <went> <route>. "It was me, {?friend}," {he} <said> <manner>. "I
-broke it, and it is by the {?place}." [The <indoor> creaked. |]"I knew, {?hero}," {she} <said>
-<manner>. "I once broke it too, on a <human> <person>." With a <adj> <trinket> and some <taste>
-<crop> <dish> they mended the {?thing}[, and the {?helper} <did>|].[ <glad>| <end>|]
+[At sunrise|At first light|Before breakfast] {he} was at {hers} door. "{friend}! It was me,
+{?friend}. I [broke it|spoiled it], and it is by the {?place}." [It was very quiet.|A clock
+ticked.|{She} put down {hers} cup.] Then {she} smiled. "[Thank you for telling me|I am glad you
+told me|That was brave], {?hero}. [I once broke a <folk> <job>'s <nice> <trinket>|I once sat on my
+<relative>'s <cake>]."
+
+[<together> |]They fetched the {?thing}, and between them they {thing.mend}. [You could hardly see
+the join.|It was not perfect, but neither are friends.|Over <cake> they laughed about
+it.][ <end>|]
 """,
     "noise": """
-[<quirk> |]<^when> {he} woke with a start. [Boo-oom|Hoo-wump|Krrr-eek|Flap-flap-thud|Tick-a-dong]!
-It came from the {place}. [<down> |]Next door lived {friend} the {pal}, <pal>. "<^oh>! It is a
-<ing> <person>," {he} <said>. "<^person>s [play <game>|eat <dish>] at this hour," <said> {?friend}
-<manner>. So {she} took a <adj> <trinket>, and {he} took {thing.fine}, and they went to see.
+One {season.sky} [<weekday>|evening|night] in {season} {he} [went to bed early|could not sleep|lay
+reading]. [Boo-oom|Hoo-oo|Krrr-eek|Flap-thud|Snuffle-sniff]! [It was not the wind.|It was not the
+gate.|{He} pulled up the <colour> blanket.] [Boo-hoo|Ee-ee-oo|Bump]! It came from the {place}.
 
-[<aside> |][<walk> |]["Are you afraid?" {he} <asked>. "Only of <fear>," <said> {?friend}. |]They
-[peeped|looked] behind the {?place}, and there, stuck in a <adj> <pot>, was a {helper}.
+Next door slept {friend} the {pal}, <pal>. "{friend}! [Wake up|Come quickly|I heard a noise],
+{?friend}!" {She} took a <nice> <trinket>, [for courage|just in case]. {He} took {thing.fine}.
+[Off they crept, <over>.|On tiptoe they went, <over>.] [<comfort>|They held paws.]
 
-"I beg your pardon," <said> the {?helper} <manner>. "I was [practising <hobby>|looking for <crop>
-<dish>|hiding from a <human> <person>|dreaming of <fear>], and I am so <sad>." "Keep this till
-morning," <said> {?hero}, and held out the {?thing}. [<weather> |]Then [nothing stirred|all was
-still].
+They [peeped|looked] behind the {?place}, and there, [in|beside|under] a <big> <vessel>, sat a
+very small {owed}. "[I am lost|I cannot sleep]," it <murmur>, "[and I am afraid of <fear>|and I
+miss my <relative>]." "[Poor|There, there,] {?owed}," {she} said. {He} sat down close by and
+{thing.soothe}. [Soon|In a minute] all was still.
 
-At breakfast [it stood|it lay] on the doorstep, [inside|under|beside] a <adj> <trinket>, with a
-note: "It was better than <crop> <dish>!"[ "<^proverb>," <said> {friend}
-<manner>.|][ <glad>| <end>|]
+[At|Before] breakfast there was a note on the step, [tied to|under] a <nice> <trinket>.
+"[Dear|Kind] {?hero}, I [slept|dreamed of <dream>]. [Love from|Your friend,] the {?owed}." And
+[next to it|beside it], [polished|wrapped in a leaf], lay the {?thing}.[ <end>|]
 """,
     "map": """
-[<quirk> |]<^when> {he} [opened|dusted|dropped] a <adj> book about <hobby>, and out fell a map. A
-<colour> cross marked a spot by the {place}, and a <human> <person> had written: "[Dig deep|Bring
-a spade]!" The {owed} behind the <adj> <outdoor> had a spade. "But what do I get?" "The first
-[bite|taste] of my next <taste> <dish>," <said> {?hero} <manner>. "I promise."[ So the {?owed}
-<did> and handed it over.|]
+<^day> {he} [opened|dusted|dropped] a <nice> book on <hobby>, and out fell a map. A <colour> cross
+marked a spot by the {place}. {He} had no spade, but the {owed} [next door|over the way] did.
+"[What do I get|What is it worth]?" "The first slice of my next <fruit> <dish>," {he} promised.
+["Agreed!"|"The {owed} first, and none before the {?owed}."]
 
-{friend} the {pal}, <pal>, came along. [<walk> |][<aside> |]They dug, and found a <adj> <trinket>
-and some <adj> <oats>. [<down> |]["<^proverb>," <said> {?friend} <manner>. |]Clunk! There was a
-<adj> box, and in the box, under a <adj> <trinket>, {thing.fine}. "<^oh>!" <said> <friend>.
+{friend} the {pal}, <pal>, came to help. [<together> |<aside> |]By the {?place} they dug, and
+found a <nice> <trinket>. [They dug again, and found a <big> <vessel>. |{She} leaned on the spade.
+|It began to drizzle. ]"One more try, {?friend}," {he} said. Clunk! There was a <colour> box, and
+in [it|the box], wrapped in [wool|straw|an old sail], {thing.fine}. [They took turns all the way
+home.|{She} {thing.used}, and then so did {he}.]
 
-Back they <went> from the {?place}, <route>, with the {?thing} between them. Then {he} baked. "Is
-it ready?" <asked> {?friend} <manner>, holding a <adj> spoon. "[Not yet|Wait]," <said> {?hero}
-<manner>. "The first one goes to the {?owed}."[ <glad>| <end>|]
-""",
-    "swap": """
-{He} had {thing.fine}, but was [tired|bored] of it. <^when> {he} took it to the fair.
-[<aside> |]"<^oh>! I will give you {swap.a} for that," <said> a <human> {helper} <manner>. So {he}
-set off with the {?swap} <route>. But [it was heavy|{his} back ached|a <creature> bit it], and at
-the <adj> <outdoor> {he} swapped it for {swap2.a} from a <human> <person>.[ <down>|]
-
-[On|Under|Behind] a <adj> <outdoor> sat {friend} the {pal}, <pal>. "I always wanted one of those,"
-<said> {?friend} <manner>. "[Look|See] what I got from a {?helper} for a <adj> <trinket>. Will you
-have it instead?" And {she} held out the {?thing}! {He} [could not speak|fell over a <adj> <pot>|
-{thing.used} all the way home].
-
-"And what did you learn, {?hero}?" <asked> a <human> <person> on <weekday>. "<^proverb>," {he}
-<said> <manner>. "I do not miss the {?swap}. And I have a friend called
-{?friend}."[ <glad>| <end>|]
+[Next day|That evening] {he} baked. [There was flour on the <old> <chair>. |The smell went down
+the lane. |]"[Is it ready|May I have some], {?hero}?" {she} asked[, spoon in {pal.paw}|]. "[Not
+yet|Wait]," {he} said. "The first slice goes to the {?owed}."[ In the middle of the table stood
+the {?thing}.| <close>|]
 """,
 }
 
@@ -812,10 +850,8 @@ class Facts(NamedTuple):
     friend_kind: str = ""
     thing: str = ""
     place: str = ""
-    helper: str = ""
     promised: str = ""
     wish: str = ""
-    swap: str = ""
     treat: str = ""
     land: str = ""
     had: int = 0
@@ -882,7 +918,8 @@ def _facts(draft: _Draft) -> Facts:
     """The tale's facts, from what its slots hold."""
     names = {slot: next(iter(row.values())) for slot, row in draft.known.items()}
     renamed = {"sex": "pronoun", "pal": "friend_kind", "owed": "promised"}
-    plain = {renamed.get(s, s): v for s, v in names.items() if s not in ("sum", "swap2")}
+    hidden = ("sum", "season", "later")
+    plain = {renamed.get(s, s): v for s, v in names.items() if s not in hidden}
     split = "valid" if held_out(draft.plot, plain["kind"], plain["thing"]) else "train"
     if "sum" in draft.known:
         for form in ("had", "gave", "left"):
@@ -967,8 +1004,8 @@ def write_corpus(characters: int, seed: int = 0, split: str = "train") -> tuple[
     held out pays log2(10) = 3.3 bits a tale more on validation text, less than 0.005 bits per
     character, and so may come that near to the floor but no nearer.
 
-    Tales do not repeat, as even the likeliest costs well over 100 bits: the chance of any
-    repetition in a billion tales is below 1e-12.
+    Tales do not repeat: the cheapest of 6,000 costs 95 bits (the median 142). Even if all tales
+    cost only 75 bits, a million of them would hold a repetition with a chance of 1.4e-11.
     """
     parts = list(_corpus_parts(characters, seed, split))
     text = "".join(part for part, _ in parts) + "\n"
