@@ -53,8 +53,19 @@ class Arguments(argparse.ArgumentParser):
         self.group = self.add_argument_group(title)
 
     def text(self, flag: str, help: str, default: str | None = None, **more) -> None:
+        """A flag that takes any text."""
         help += f" ({default})" if default else ""
         self.group.add_argument(flag, help=help, default=default, **more)
+
+    def choice(self, flag: str, help: str, choices: list[str], default: str | None = None) -> None:
+        """A flag that takes one of a few words."""
+
+        def convert(text: str) -> str:
+            if text not in choices:
+                self.problems.append(f"{flag} {text}: give one of {', '.join(choices)}")
+            return text
+
+        self.text(flag, help, default, type=convert, metavar="{" + ",".join(choices) + "}")
 
     def number(
         self, flag: str, kind: type, help: str, low: float, high: float = 1e12,
@@ -69,8 +80,7 @@ class Arguments(argparse.ArgumentParser):
                 value = None
             if value is None or not low <= value <= high:  # "not" catches NaN as well
                 name = "a whole number" if kind is int else "a number"
-                bounds = f"from {low:g} to {high:g}" if high < 1e12 else f"of at least {low:g}"
-                self.problems.append(f"{flag} {text}: give {name} {bounds}")
+                self.problems.append(f"{flag} {text}: give {name} from {low:.15g} to {high:.15g}")
             return value
 
         usual = self.usual.get(flag[2:].replace("-", "_")) if default is None else default
@@ -246,7 +256,7 @@ def add_sampling_flags(parser: Arguments, length: int) -> None:
 
 def add_device_flag(parser: Arguments) -> None:
     parser.section("machine")
-    parser.text("--device", "a GPU if there is one", "auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.choice("--device", "a GPU if there is one", ["auto", "cpu", "cuda", "mps"], "auto")
 
 
 def main() -> None:

@@ -47,20 +47,24 @@ from shared.utils import visualize
 from shared.utils.tokenizers import CharTokenizer
 
 DATASET = "tiny-shakespeare"  # where none is named
-PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU
+PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     "tiny": dict(
-        hidden_size=128, layers=1, dropout=0.0, batch_size=16, context=32, lr=0.01, steps=400
+        hidden_size=128, layers=1, dropout=0.0, batch_size=16, context=32, lr=0.01,
+        weight_decay=0.01, steps=400,
     ),
     "small": dict(
-        hidden_size=512, layers=2, dropout=0.1, batch_size=64, context=64, lr=0.004, minutes=2.0
+        hidden_size=512, layers=2, dropout=0.1, batch_size=64, context=128, lr=0.004,
+        weight_decay=0.2, minutes=2.0,
     ),
     "full": dict(
-        hidden_size=1024, layers=3, dropout=0.4, batch_size=64, context=128, lr=0.002, epochs=50.0
+        hidden_size=768, layers=2, dropout=0.2, batch_size=64, context=128, lr=0.003,
+        weight_decay=0.2, epochs=25.0,
     ),
-}
+}  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
-KEPT = ("preset", "hidden_size", "layers", "dropout", "batch_size", "context", "seed", "dtype")
-SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored; KEPT cannot be changed
+MODEL = ("hidden_size", "layers", "dropout")
+KEPT = ("preset", *MODEL, "batch_size", "context", "weight_decay", "seed", "dtype")  # by --resume
+SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 7  # the best on Tiny Shakespeare: python ngram.py --order 9
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
@@ -110,7 +114,7 @@ def parse_args() -> argparse.Namespace:
     parser.section("data and size")
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
-    parser.text("--preset", "sets all that is not given (small)", choices=PRESETS)
+    parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
     parser.section("model (in brackets, here and below: preset small)")
     parser.number("--hidden-size", int, "hidden units", 1, 1e5)
     parser.number("--layers", int, "recurrent layers", 1, 100)
@@ -122,6 +126,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--batch-size", int, "texts read side by side", 1, 1e6)
     parser.number("--context", int, "tokens of each text a step", 1, 1e6)
     parser.number("--lr", float, "highest learning rate", 0, 10)
+    parser.number("--weight-decay", float, "pull of all weights towards 0", 0, 100)
     parser.number("--seed", int, "of weights, batches and samples (1337)", 0, 2**31)
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
@@ -130,7 +135,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)
     types = ["auto", "float32", "bfloat16", "float16"]
-    parser.text("--dtype", "of matrix products (auto: bfloat16 where fast)", choices=types)
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
@@ -186,9 +191,10 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
-    model = model or Model(tokenizer.vocab_size, args.hidden_size, args.layers, args.dropout)
+    model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
+    kind = dict(betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **kind)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
     run = Run(*fixed, started)
@@ -504,7 +510,7 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or max(1, args.steps // 10)
+    return args.eval_every or -(-args.steps // 10)
 
 
 def log(run: Run) -> None:
@@ -608,17 +614,23 @@ def type_next(script: str, *arguments: str) -> str:
     return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
+def introduce(run: Run) -> str:
+    """The first line: what is trained on what, and what knowing nothing costs."""
+    size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
+    return (
+        f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
+        f"{type(run.model).__name__}: {parameters:,} parameters, "
+        f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype} | "
+        f"guessing costs ln V = {math.log(size):.3f} nats/token, "
+        f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
+    )
+
+
 def main() -> None:
     run = prepare(parse_args())
     ngram = NGram(run.train[:NGRAM_TOKENS].numpy(), NGRAM_ORDER, run.tokenizer.vocab_size)
     run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
-    print(
-        f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {run.tokenizer.vocab_size} | "
-        f"{type(run.model).__name__}: {sum(p.numel() for p in run.model.parameters()):,} "
-        f"parameters on {run.device} in {run.args.dtype}, {estimate_memory(run) / 1e6:,.0f} MB | "
-        f"guessing costs ln V = {math.log(run.tokenizer.vocab_size):.3f} nats/token, "
-        f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
-    )
+    print(introduce(run))
     if run.args.steps and run.step >= run.args.steps:
         raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)

