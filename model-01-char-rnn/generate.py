@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import pickle
 import sys
@@ -101,7 +102,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
-    sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)  # not so on Windows, in pipes
+    for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     try:
         main()
         sys.stdout.flush()
@@ -196,7 +199,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, CharTokeniz
         tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than plain values: do not trust it") from None
-    except (KeyError, TypeError, RuntimeError, EOFError):
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
         raise UserError(damaged) from None
     return model.eval(), tokenizer, checkpoint
 
@@ -210,10 +213,11 @@ def sample(
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
     """
-    logits = logits.float().cpu()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.double().cpu()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits, tokens = (logits / temperature).sort(dim=-1, descending=True, stable=True)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
+    logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
     if top_k > 0:
         logits, tokens = logits[:, :top_k], tokens[:, :top_k]
     p = logits.softmax(dim=-1)

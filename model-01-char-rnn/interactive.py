@@ -48,7 +48,7 @@ def set_option(parser: Arguments, options: dict, line: str) -> str:
         return f"error: /{name}: no such command: /help lists them"
     else:
         parser.problems.clear()
-        parsed, _ = parser.parse_known_args([f"--{name}", value.strip()])
+        parsed, _ = parser.parse_known_args([f"--{name}={value.strip()}"])
         if parser.problems:
             return "error: " + parser.problems[0].replace("--", "/", 1)
         options[key] = getattr(parsed, key)

@@ -22,6 +22,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Recurrence(torch.autograd.Function):
+    """h_t = tanh(a_t + h_{t-1} U) for T steps, and its backward pass, written out.
+
+    Backpropagation through time (Werbos 1990), from the last step to the first:
+
+        d_t = (1 - h_t^2) * (g_t + d_{t+1} U^T)      d_t: gradient of a_t, g_t: of the output h_t
+        gradient of U: the sum over t of h_{t-1}^T d_t
+
+    Autograd would do the same; but that sum, T small products for it, is one large one here.
+    """
+
+    @staticmethod
+    def forward(ctx, a: Tensor, h: Tensor, U: Tensor) -> Tensor:
+        """a (T, B, H), h (B, H), U (H, H) -> outputs h_1 to h_T (T, B, H)"""
+        outputs = torch.empty_like(a)
+        for t in range(len(a)):
+            h_before = h if t == 0 else outputs[t - 1]
+            torch.tanh(a[t] + h_before @ U, out=outputs[t])
+        ctx.save_for_backward(outputs, h, U)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """g (T, B, H), the gradient of the outputs -> the gradients of a, h and U"""
+        outputs, h, U = ctx.saved_tensors
+        slope = 1 - outputs.square()  # of tanh, at every step
+        d, later = torch.empty_like(slope), g[-1]
+        for t in reversed(range(len(g))):
+            torch.mul(slope[t], later, out=d[t])
+            later = d[t] @ U.t() + (g[t - 1] if t else 0)
+        h_before = torch.cat((h[None], outputs[:-1]))  # (T, B, H)
+        return d, later, h_before.flatten(0, 1).t() @ d.flatten(0, 1)
+
+
 class RNNLayer(nn.Module):
     """h_t = tanh(x_t W + h_{t-1} U + b), the recurrence of Elman (1990), for T steps."""
 
@@ -34,13 +68,10 @@ class RNNLayer(nn.Module):
         """x (T, B, input_size), h (B, H) -> outputs (T, B, H), the last h (B, H)"""
         # x W + b needs no state, so it is one large matrix product for all steps, outside the
         # loop. Only h U has to wait for the step before: that wait is why RNNs train slowly.
-        x = self.W(x)  # (T, B, H)
-        h = x.new_zeros(x.shape[1:]) if h is None else h.to(x.dtype)
-        outputs = []
-        for x_t in x.unbind(0):
-            h = torch.tanh(x_t + self.U(h))
-            outputs.append(h)
-        return torch.stack(outputs), h
+        a = self.W(x)  # (T, B, H)
+        h = a.new_zeros(a.shape[1:]) if h is None else h.to(a.dtype)
+        outputs = Recurrence.apply(a, h, self.U.weight.t().to(a.dtype))
+        return outputs, outputs[-1]
 
 
 class CharRNN(nn.Module):

@@ -24,6 +24,7 @@ import math
 import numpy as np
 from generate import Arguments, command
 
+from shared import UserError
 from shared.data.download import load_default, load_text
 from shared.utils.tokenizers import CharTokenizer
 
@@ -131,7 +132,8 @@ def discounted(count: np.ndarray, context: np.ndarray, contexts: int) -> tuple:
     total = np.bincount(context, weights=count, minlength=contexts)
     with np.errstate(divide="ignore", invalid="ignore"):
         backoff = np.bincount(context, weights=taken, minlength=contexts) / total
-    return (count - taken) / total[context], np.where(total > 0, backoff, 1.0)
+    # A context that only begins the text follows nothing, so it counts for nothing: total is 0.
+    return (count - taken) / np.maximum(total, 1)[context], np.where(total > 0, backoff, 1.0)
 
 
 def ngram_loss(train: list[int], valid: list[int], order: int, vocab_size: int) -> float:
@@ -149,6 +151,8 @@ def main() -> None:
     corpus = load_text(args.dataset) if args.dataset else load_default("tiny-shakespeare")
     tokenizer = CharTokenizer.train(corpus.train + corpus.valid)
     train, valid = (np.array(tokenizer.encode(text)) for text in (corpus.train, corpus.valid))
+    if len(valid) < 2:
+        raise UserError(f"{corpus.name} has under 2 characters to predict: give it more text")
     print(f"{corpus.name}: {len(train):,} characters counted, {len(valid):,} predicted")
     print("order      n-grams   nats/char   perplexity   bits/char")
     for order in range(1, args.order + 1):

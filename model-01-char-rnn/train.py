@@ -103,6 +103,15 @@ class Run:
 
 
 PROGRESS = ("step", "state", "best", "seconds", "evaluation", "losses", "history", "samples")
+RESULTS = (
+    "best.pt",
+    "last.pt",
+    "metrics.csv",
+    "loss.png",
+    "samples.txt",
+    "recall.csv",
+    "recall.png",
+)
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char", "learning_rate")
 
 
@@ -314,7 +323,7 @@ def estimate_memory(run: Run) -> float:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place once all is written, or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.part")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -382,11 +391,13 @@ def write_results(run: Run) -> None:
 
 def set_aside(out: Path) -> None:
     """Move the results of an earlier run to a folder of their own: nothing is ever lost."""
-    earlier = [path for path in out.glob("*.*") if path.suffix in (".pt", ".csv", ".png", ".txt")]
+    earlier = [out / name for name in RESULTS if (out / name).exists()]
     if earlier:
         newest = max(path.stat().st_mtime for path in earlier)
         folder = out / time.strftime("run-%Y-%m-%d-%H-%M-%S", time.localtime(newest))
-        folder.mkdir(exist_ok=True)
+        while folder.exists():
+            folder = folder.with_name(folder.name + "+")
+        folder.mkdir()
         for path in earlier:
             path.replace(folder / path.name)
         print(f"the results of the run before are now in {shown(folder)}")
@@ -414,7 +425,7 @@ class Stop:
             signal.signal(number, handler)
 
 
-def learning_rate(step: int, args: argparse.Namespace, warmup: int = 100) -> float:
+def learning_rate(step: int, args: argparse.Namespace, warmup: int = 50) -> float:
     """Rises over the first steps, then falls in a straight line, to reach 0 after the last.
 
     At first the gradients are large and point everywhere, so steps must be small; at the end
@@ -445,10 +456,11 @@ def train_step(run: Run, forward: Callable) -> float:
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    if not math.isfinite(loss.item()):
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
+    value = loss.item()
+    if not math.isfinite(value + (0 if run.scaler.is_enabled() else norm)):  # a scaler mends these
         raise UserError(
-            f"the loss became {loss.item()} at step {run.step + 1}: start again with a lower --lr, "
+            f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
             f"such as {run.args.lr / 3:.1g} (last.pt holds the run before it went wrong)"
         )
 
@@ -456,19 +468,21 @@ def train_step(run: Run, forward: Callable) -> float:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
-    return loss.item()
+    return value
 
 
 def train(run: Run) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, times, saved = run.args, [], time.perf_counter()
     forward = compiled(run) if args.compile else run.model
-    if run.step == 0:
-        log(run)
-        evaluate_and_sample(run)
-        run.evaluation = time.perf_counter() - saved
-        save_checkpoint(run, "last.pt")
     with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
+        if run.step == 0:
+            log(run)
+            visualize.new_figure()  # loads matplotlib, which must not count as evaluation
+            began = time.perf_counter()
+            evaluate_and_sample(run)
+            run.evaluation = time.perf_counter() - began
+            save_checkpoint(run, "last.pt")
         while not args.steps or run.step < args.steps:
             began = time.perf_counter()
             loss = train_step(run, forward)  # (1) to (5)
@@ -480,8 +494,9 @@ def train(run: Run) -> int:
             speed = args.batch_size * args.context / times[-1]
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
+            stopping = stop.signal
             if not args.steps:  # --minutes: measure for a twentieth of them, then fix the length
-                if sum(times) < 3 * args.minutes and not stop.signal:
+                if sum(times) < 3 * args.minutes and not stopping:
                     continue
                 bar.total = args.steps = steps_that_fit(run, times)
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -494,11 +509,11 @@ def train(run: Run) -> int:
             due = time.perf_counter() - saved > SAVE_SECONDS
             if args.save_every:
                 due = run.step % args.save_every == 0
-            if due or evaluating or stop.signal:
+            if due or evaluating or stopping:
                 save_checkpoint(run, "last.pt")
                 saved = time.perf_counter()
-            if stop.signal:
-                return stop.signal
+            if stopping and run.step < args.steps:
+                return stopping
     return 0
 
 
@@ -598,7 +613,7 @@ def verdict(run: Run) -> str:
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
-    return f"learning: {text}. " + ("Longer training may help." if last == best else "")
+    return f"learning: {text}."
 
 
 def shown(path: Path) -> str:

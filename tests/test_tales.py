@@ -35,7 +35,7 @@ from shared.data.tales import (
 
 SCRIPT = Path(tales.__file__).resolve()
 # Of write_corpus(100_000, seed=1): any change to a table, a rule or a plot changes it.
-GOLDEN = "727e7a6982f78534e86d5ca2df98691b51eb0a760820a3aca7d496b1f2d0e53b"
+GOLDEN = "82b499a7fde0098ee5353b87f72b00ac8a3380cba366113e543299b6ce67d317"
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_the_floor_is_the_sum_of_the_bits_over_all_characters() -> None:
         number = text.count("\n\n") + 1
         bits = sum(tale.bits for tale in itertools.islice(write_tales(6, split), number))
         assert floor == pytest.approx(bits / len(text), rel=1e-12)
-        assert 0.1 < floor < 0.3
+        assert 0.2 < floor < 0.4
 
 
 def test_reading_refuses_what_is_no_tale_and_never_fails(sample: list[Tale]) -> None:
@@ -320,8 +320,8 @@ def test_friend_and_hero_never_share_a_pronoun(sample: list[Tale]) -> None:
 def test_there_are_many_plots_and_words(sample: list[Tale], megabyte: str) -> None:
     assert len({tale.facts.plot for tale in sample}) == len(PLOTS) >= 8
     words = set(re.findall(r"[a-z]+", megabyte.lower()))
-    assert 1000 < len(words) < 1800
-    assert all(400 < len(tale.text) < 1200 for tale in sample)
+    assert 1000 < len(words) <= 2300
+    assert all(400 < len(tale.text) < 1150 for tale in sample)
     assert 600 < sum(len(tale.text) for tale in sample) / len(sample) < 950
 
 

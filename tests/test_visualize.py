@@ -72,7 +72,9 @@ def test_recall_of_several_models_is_drawn(tmp_path):
 
 def test_recall_answers_are_read_by_model(tmp_path):
     (tmp_path / "a.csv").write_text(HEADER + "X,name,12,3,1\nX,name,40,3,0\n", encoding="utf-8")
-    assert visualize.read_recall([tmp_path / "a.csv"]) == {"X": [(12, 3, True), (40, 3, False)]}
+    assert visualize.read_recall([tmp_path / "a.csv"]) == {
+        "X": [(12, 1 / 3, True), (40, 1 / 3, False)]
+    }
 
 
 def test_the_command_line_draws(tmp_path):

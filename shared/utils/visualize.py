@@ -70,8 +70,9 @@ def plot_loss(
     ):
         points = [(row["tokens"], row[column]) for row in history if row[column] is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), marker, ls="-", ms=4, color=colour, label=label)
+            axes.plot(*zip(*points, strict=True), marker=marker, ms=4, color=colour, label=label)
     if points:
+        axes.legend(frameon=False)
         text = dict(xytext=(-4, 7), textcoords="offset points", ha="right", weight="bold")
         axes.annotate(f"{points[-1][1]:.3f}", points[-1], color=BLUE, **text)
     if baseline is not None:
@@ -83,21 +84,24 @@ def plot_loss(
     axes.secondary_yaxis(
         "right", functions=(lambda y: y * bits_per_nat, lambda y: y / bits_per_nat)
     ).set_ylabel("bits per character")
-    axes.legend(frameon=False)
     figure.savefig(path, format="png", dpi=120)
 
 
-def read_recall(paths: list[Path]) -> dict[str, list[tuple[int, int, bool]]]:
-    """recall.csv files -> (distance in characters, number of choices, right?) by model."""
+def read_recall(paths: list[Path]) -> dict[str, list[tuple[int, float, bool]]]:
+    """recall.csv files -> (distance in characters, chance of a guess, right?) by model."""
     answers = defaultdict(list)
     for path in paths:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
-                    numbers = int(row["distance"]), int(row["choices"]), row["right"] == "1"
-                    answers[row["model"]].append(numbers)
-        except (OSError, KeyError, TypeError, ValueError):
+                    chance = 1 / int(row["choices"])
+                    answers[row["model"]].append(
+                        (int(row["distance"]), chance, row["right"] == "1")
+                    )
+        except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError, csv.Error):
             raise UserError(f"{path} is no recall.csv: train on tales to make one") from None
+    if not answers:
+        raise UserError(f"no answers in {', '.join(map(str, paths))}: train on tales to make some")
     return answers
 
 
@@ -122,9 +126,8 @@ def plot_recall(paths: list[Path], path: Path) -> None:
             (s * (100 - s) / len(group)) ** 0.5 for s, (_, group) in zip(share, points, strict=True)
         ]
         axes.errorbar(middle, share, errors, color=colour, label=name, marker="o", ms=4, capsize=2)
-    chances = [1 / choices for rows in answers.values() for _, choices, _ in rows]
-    if chances:
-        line(axes, 100 * sum(chances) / len(chances), "guessing", GREY)
+    chances = [chance for rows in answers.values() for _, chance, _ in rows]
+    line(axes, 100 * sum(chances) / len(chances), "guessing", GREY)
     axes.set(
         title="Who remembers? Recall on tales",
         xlabel="distance to what must be remembered, characters",
@@ -138,12 +141,17 @@ def plot_recall(paths: list[Path], path: Path) -> None:
     figure.savefig(path, format="png", dpi=120)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}: see --help")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw recall against distance of several models.")
+    parser = Parser(description="Draw recall against distance of several models.")
     parser.add_argument("recall", nargs="+", type=Path, help="recall.csv files")
     parser.add_argument("--out", type=Path, default=Path("recall.png"), help="(%(default)s)")
-    args = parser.parse_args()
     try:
+        args = parser.parse_args()
         plot_recall(args.recall, args.out)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

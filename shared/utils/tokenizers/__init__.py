@@ -19,7 +19,7 @@ __all__ = ["CharTokenizer", "tokenizer_from_state_dict"]
 def tokenizer_from_state_dict(state: dict) -> CharTokenizer:
     """The tokenizer whose `state_dict()` this is. Raises UserError for anything else."""
     kind = state.get("type") if isinstance(state, dict) else None
-    if kind not in TOKENIZERS:
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
         known = ", ".join(TOKENIZERS)
         raise UserError(f"unknown tokenizer {kind!r}: expected one of {known}")
     return TOKENIZERS[kind].from_state_dict(state)
