@@ -39,7 +39,7 @@ class Recurrence(torch.autograd.Function):
         outputs = torch.empty_like(a)
         for t in range(len(a)):
             h_before = h if t == 0 else outputs[t - 1]
-            torch.tanh(a[t] + h_before @ U, out=outputs[t])
+            torch.mm(h_before, U, out=outputs[t]).add_(a[t]).tanh_()
         ctx.save_for_backward(outputs, h, U)
         return outputs
 
@@ -47,11 +47,13 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """g (T, B, H), the gradient of the outputs -> the gradients of a, h and U"""
         outputs, h, U = ctx.saved_tensors
-        slope = 1 - outputs.square()  # of tanh, at every step
-        d, later = torch.empty_like(slope), g[-1]
+        d, later = torch.empty_like(outputs), g[-1]
         for t in reversed(range(len(g))):
-            torch.mul(slope[t], later, out=d[t])
-            later = d[t] @ U.t() + (g[t - 1] if t else 0)
+            # (1 - h_t^2) * later, straight into d[t]
+            torch.ops.aten.tanh_backward.grad_input(later, outputs[t], grad_input=d[t])
+            later = d[t] @ U.t()
+            if t > 0:
+                later += g[t - 1]
         h_before = torch.cat((h[None], outputs[:-1]))  # (T, B, H)
         return d, later, h_before.flatten(0, 1).t() @ d.flatten(0, 1)
 
