@@ -70,11 +70,9 @@ def plot_loss(
     ):
         points = [(row["tokens"], row[column]) for row in history if row[column] is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, ms=4, color=colour, label=label)
-    if points:
-        axes.legend(frameon=False)
-        text = dict(xytext=(-4, 7), textcoords="offset points", ha="right", weight="bold")
-        axes.annotate(f"{points[-1][1]:.3f}", points[-1], color=BLUE, **text)
+            style = dict(marker=marker, ms=4, color=colour, label=f"{label} {points[-1][1]:.3f}")
+            axes.plot(*zip(*points, strict=True), **style)
+            axes.legend(frameon=False)
     if baseline is not None:
         line(axes, baseline[1], f"{baseline[0]} {baseline[1]:.3f}", ORANGE)
     if floor is not None:
@@ -137,7 +135,7 @@ def plot_recall(paths: list[Path], path: Path) -> None:
     )
     axes.xaxis.set_major_locator(LogLocator(base=2))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="best")
     figure.savefig(path, format="png", dpi=120)
 
 
