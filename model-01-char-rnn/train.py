@@ -58,7 +58,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     ),
     "full": dict(
         hidden_size=768, layers=2, dropout=0.2, batch_size=64, context=128, lr=0.003,
-        weight_decay=0.2, epochs=25.0,
+        weight_decay=0.2, epochs=20.0,
     ),
 }  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
@@ -495,8 +495,8 @@ def train(run: Run) -> int:
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             stopping = stop.signal
-            if not args.steps:  # --minutes: measure for a twentieth of them, then fix the length
-                if sum(times) < 3 * args.minutes and not stopping:
+            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
+                if sum(times) < 6 * args.minutes and not stopping:
                     continue
                 bar.total = args.steps = steps_that_fit(run, times)
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -519,9 +519,9 @@ def train(run: Run) -> int:
 
 def steps_that_fit(run: Run, times: list[float]) -> int:
     """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
-    typical = sorted(times[2:] or times)[len(times[2:] or times) // 2]  # the first two warm up
+    warm = times[2:] or times  # the first two only warm up
     left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
-    return run.step + max(1, int(left / typical))
+    return run.step + max(1, int(left * len(warm) / sum(warm)))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
