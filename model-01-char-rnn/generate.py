@@ -135,16 +135,11 @@ def find(path: str) -> Path:
 
 def pick_device(name: str) -> str:
     """auto is the best there is: an NVIDIA GPU, an Apple GPU, else the CPU."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return next(device for device in there if there[device])
-    if not there[name]:
+    here = ["cuda"] if torch.cuda.is_available() else []
+    here += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
+    if name not in ("auto", *here):
         raise UserError(f"--device {name}: not found on this machine: use --device cpu")
-    return name
+    return here[0] if name == "auto" else name
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
@@ -189,11 +184,11 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, CharTokeniz
             raise UserError(damaged)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        kind = (
-            f"{checkpoint['format']} {checkpoint['architecture']} version {checkpoint['version']}"
-        )
-        if kind != f"{FORMAT} {Model.__name__} version {VERSION}":
-            raise UserError(f"{path} holds a {kind}: run the script in the folder that made it")
+        if not isinstance(checkpoint, dict):
+            raise UserError(damaged)
+        kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
+        if kind != (FORMAT, Model.__name__, VERSION):
+            raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = Model(**checkpoint["config"]).to(device)
         model.load_state_dict(checkpoint["model"])
         tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])

@@ -104,14 +104,8 @@ class Run:
 
 PROGRESS = ("step", "state", "best", "seconds", "evaluation", "losses", "history", "samples")
 RESULTS = (
-    "best.pt",
-    "last.pt",
-    "metrics.csv",
-    "loss.png",
-    "samples.txt",
-    "recall.csv",
-    "recall.png",
-)
+    "best.pt", "last.pt", "metrics.csv", "loss.png", "samples.txt", "recall.csv", "recall.png",
+)  # fmt: skip
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char", "learning_rate")
 
 
