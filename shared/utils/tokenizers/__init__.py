@@ -9,14 +9,16 @@ tokenizer = tokenizer_from_state_dict(state)
 """
 
 from shared import UserError
+from shared.utils.tokenizers.base import Tokenizer
+from shared.utils.tokenizers.bpe import BPETokenizer
 from shared.utils.tokenizers.char import CharTokenizer
 
-TOKENIZERS = {"char": CharTokenizer}
+TOKENIZERS = {"char": CharTokenizer, "bpe": BPETokenizer}
 
-__all__ = ["CharTokenizer", "tokenizer_from_state_dict"]
+__all__ = ["BPETokenizer", "CharTokenizer", "tokenizer_from_state_dict"]
 
 
-def tokenizer_from_state_dict(state: dict) -> CharTokenizer:
+def tokenizer_from_state_dict(state: dict) -> Tokenizer:
     """The tokenizer whose `state_dict()` this is. Raises UserError for anything else."""
     kind = state.get("type") if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in TOKENIZERS:
