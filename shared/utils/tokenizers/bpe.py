@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 
 from shared import UserError
@@ -170,7 +170,7 @@ def merge_short(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[
     """
     never = len(merged)
     get = ranks.get
-    row = [get(pair, never) for pair in pairwise(ids)]
+    row = list(map(get, pairwise(ids), repeat(never)))
     while row:
         lowest = min(row)
         if lowest == never:

@@ -60,18 +60,20 @@ def read_chunks(
     text_or_files: str | Path | Iterable[Path],
     special_tokens: Iterable[str] = (),
     size: int = CHUNK,
+    cut_at: str = " \n",
 ) -> Iterator[str]:
     """A text (a str), or UTF-8 files (a Path or several), in chunks that add up to it.
 
     A str is always the text itself, never a file's name. Chunks have about `size` characters
     (bytes, in a file) and end at a safe boundary; where there is none, a chunk goes on until there
-    is. No special token is cut. A file's end is a chunk's end. Line ends stay as they are; a byte
-    order mark goes. Raises UserError for a missing, empty or non-UTF-8 file, and an empty text.
+    is. No special token is cut. A file's end is a chunk's end. cut_at: "\\n" for cuts at line ends
+    only, "" for none. Line ends stay as they are; a byte order mark goes. Raises UserError for a
+    missing, empty or non-UTF-8 file, and an empty text.
 
     >>> list(read_chunks("one two\\nthree  four five", size=6))
     ['one two\\n', 'three  four', ' five']
     """
-    texts = _texts(_sources(text_or_files), special_tokens, size)
+    texts = _texts(_sources(text_or_files), special_tokens, size, cut_at)
     return (chunk for chunk in texts if chunk is not None)
 
 
@@ -93,14 +95,14 @@ def _sources(text_or_files: str | Path | Iterable[Path]) -> list[str | Path]:
 
 
 def _texts(
-    sources: list[str | Path], special_tokens: Iterable[str], size: int
+    sources: list[str | Path], special_tokens: Iterable[str], size: int, cut_at: str = " \n"
 ) -> Iterator[str | None]:
     """The chunks of each text, and None where a text ends."""
     special_tokens = list(special_tokens)
     empty = True
     for source in sources:
         blocks = _slices(source, size) if isinstance(source, str) else _decoded(source, size)
-        for chunk in _cut(blocks, special_tokens):
+        for chunk in _cut(blocks, special_tokens, cut_at):
             empty = False
             yield chunk
         yield None
@@ -135,12 +137,12 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the file") from error
 
 
-def _cut(blocks: Iterable[str], special_tokens: list[str]) -> Iterator[str]:
+def _cut(blocks: Iterable[str], special_tokens: list[str], cut_at: str) -> Iterator[str]:
     """Blocks cut anywhere -> chunks cut at a safe boundary, the first one in each block.
 
     No character is searched twice, so a text without boundaries takes linear time as well.
 
-    >>> list(_cut(["one tw", "o three fo", "ur five"], []))
+    >>> list(_cut(["one tw", "o three fo", "ur five"], [], " "))
     ['one two', ' three four', ' five']
     """
     # Only these can have a boundary inside: a cut is before a space or after a line end.
@@ -150,7 +152,9 @@ def _cut(blocks: Iterable[str], special_tokens: list[str]) -> Iterator[str]:
     tail = ""  # of the chunk: its last `reach` characters still have to be searched
     for block in blocks:
         text = tail + block
-        at = _boundary(text, max(1, len(tail) - reach), reach, fragile) if tail else None
+        at = None
+        if tail:
+            at = _boundary(text, max(1, len(tail) - reach), reach, fragile, cut_at)
         if at is not None:
             yield "".join([*parts, text[:at]])
             parts, text = [], text[at:]
@@ -160,14 +164,16 @@ def _cut(blocks: Iterable[str], special_tokens: list[str]) -> Iterator[str]:
         yield "".join([*parts, tail])
 
 
-def _boundary(text: str, start: int, reach: int, fragile: list[str]) -> int | None:
+def _boundary(text: str, start: int, reach: int, fragile: list[str], cut_at: str) -> int | None:
     """The first place after `start` to cut, `reach` characters before the end or earlier."""
     for match in ALONE.finditer(text, start):
         at = match.start() if match[0] == " " else match.end()
         if at + reach > len(text):
             break
         # No occurrence of a token may begin before the cut and end after it.
-        if not any(t in text[max(0, at - len(t) + 1) : at + len(t) - 1] for t in fragile):
+        if match[0] in cut_at and not any(
+            t in text[max(0, at - len(t) + 1) : at + len(t) - 1] for t in fragile
+        ):
             return at
     return None
 
@@ -239,8 +245,9 @@ def encode_file(
         ids = np.memmap("train.bin", id_dtype(tokenizer.vocab_size), mode="r")
 
     opens it again. It appears under its name when it is whole, or not at all. processes: all
-    cores when None. Raises UserError as read_chunks and `encode` do, and when `out` cannot be
-    written.
+    cores when None. A tokenizer whose ids depend on more than the word says where a text may be
+    cut for it: `cut_at = "\\n"`, or "" for nowhere (then memory holds the text). Raises UserError
+    as read_chunks and `encode` do, and when `out` cannot be written.
     """
     if isinstance(files, str):
         raise UserError(f"{files!r:.60} is not a Path: give pathlib.Path objects for files")
@@ -251,7 +258,8 @@ def encode_file(
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"{out} cannot be written: name a file in a folder that exists")
     dtype = id_dtype(tokenizer.vocab_size)
-    chunks = _texts(sources, getattr(tokenizer, "special_tokens", ()), CHUNK)
+    special_tokens = getattr(tokenizer, "special_tokens", ())
+    chunks = _texts(sources, special_tokens, CHUNK, getattr(tokenizer, "cut_at", " \n"))
     work = partial(_encode_chunk, tokenizer, encode_options, separator, dtype)
     unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
