@@ -24,7 +24,7 @@ from shared.utils.tokenizers.pretokenize import (
 
 SURROGATES = range(0xD800, 0xE000)
 EVERYTHING = "".join(chr(i) for i in range(sys.maxunicode + 1) if i not in SURROGATES)
-NEWEST = "\u088f\ua7ce"  # letters that Unicode 17 added
+NEWEST = "\u088f"  # a letter that Unicode 17 added
 WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
@@ -40,13 +40,13 @@ def matched_by_tiktoken(pattern: str, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"\p{L}", r"\p{N}", r"\s", r"\P{L}", r"\S", r"[^\s\p{L}\p{N}]", r"[^\r\n\p{L}\p{N}]"]
+    "pattern",
+    [r"\p{L}", r"\p{N}", r"\s", r"\P{L}", r"\S", r"[^\s\p{L}\p{N}]", r"[^\r\n\p{L}\p{N}]"],
 )
 def test_a_class_has_the_characters_that_tiktoken_sees_in_it(pattern):
-    if "\\s" not in pattern.lower() or "p" in pattern:
-        python, theirs = unicodedata.unidata_version, matched_by_tiktoken(r"\p{L}", NEWEST)
-        if int(python.split(".")[0]) > 16 or theirs:
-            pytest.skip(f"Unicode newer than 16 (Python has {python}): other letters are assigned")
+    newer = unicodedata.category(NEWEST) != "Cn" or matched_by_tiktoken(r"\p{L}", NEWEST)
+    if newer and pattern not in (r"\s", r"\S"):
+        pytest.skip("Python or tiktoken knows letters of Unicode 17; ours are those of 16")
     found = compile_pattern(pattern).findall(EVERYTHING)
     assert "".join(found) == matched_by_tiktoken(pattern, EVERYTHING)
     assert found
@@ -76,7 +76,9 @@ def test_classes_for_few_characters_agree_with_the_full_ones(name, limit):
         assert compile_pattern(pattern, limit).findall(text) == full
 
 
-@pytest.mark.parametrize("text", ["", "a", "\x7f", "\x80", "é", "\uffff", "\U00010000", "a\U0010ffff"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "\x7f", "\x80", "é", "\uffff", "\U00010000", "a\U0010ffff"]
+)
 def test_the_pattern_fits_the_text(text):
     pattern = r"[^\s\p{L}\p{N}]"
     assert fitting(pattern, text).findall(text) == compile_pattern(pattern).findall(text)

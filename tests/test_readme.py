@@ -23,6 +23,7 @@ READMES = [
     "README.md",
     *(f"{model.folder}/README.md" for model in MODELS),
     "shared/data/README.md",
+    "shared/utils/README.md",
 ]
 SKIPPED = {  # first words of a command: why it does not run here
     "git clone": "needs a network",

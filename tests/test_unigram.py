@@ -28,6 +28,7 @@ from shared.utils.tokenizers.unigram import (
     seed_pieces,
     split,
     train_pieces,
+    training_words,
 )
 
 DATA = Path(os.environ.get("LMFS_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared/data")
@@ -344,6 +345,16 @@ def test_words_are_counted_as_they_are_split(tales):
     assert count_words(text) == Counter(split(text))
 
 
+def test_long_words_are_trained_on_in_parts():
+    counts = Counter({"o" * 130: 3, "no": 4, "\U0001f98a": 5})
+    assert list(training_words(counts).items()) == [
+        ("\U0001f98a", 5),
+        ("no", 4),
+        ("o" * 64, 6),
+        ("oo", 3),
+    ]
+
+
 def test_a_very_long_word_can_be_trained_on():
     text = "".join(random.Random(0).choices("abcdef", k=100_000))
     tokenizer = UnigramTokenizer.train(text, 300, processes=1)
@@ -380,6 +391,7 @@ def test_the_name_of_a_byte_is_not_the_byte(tokenizer):
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode([0x41, 0xC3, 0xA4]) == "Aä"
     assert 0x41 not in ids
+    assert tokenizer.decode(tokenizer.word_ids["<0x41>"]) == "<0x41>"  # even as one word
 
 
 def test_streaming_never_shows_half_a_character(tokenizer):
@@ -444,7 +456,7 @@ def test_samples_differ_come_back_and_depend_on_the_seed_alone(tokenizer):
     )
 
 
-@pytest.mark.parametrize("alpha", [-1, math.inf, math.nan])
+@pytest.mark.parametrize("alpha", [-1, 1e9, math.inf, math.nan])
 def test_an_impossible_alpha_is_refused(tokenizer, alpha):
     with pytest.raises(UserError, match="alpha"):
         tokenizer.sample("hugs", alpha, 0)

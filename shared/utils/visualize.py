@@ -1,34 +1,57 @@
-"""Pictures: loss curves, and how far back a model remembers.
+"""Pictures: loss curves, how far back a model remembers, and what tokenizers do to a text.
 
-    python shared/utils/visualize.py a/recall.csv b/recall.csv --out recall.png
+    python shared/utils/visualize.py recall a/recall.csv b/recall.csv --out recall.png
 
 draws the answers of several models, each line of a recall.csv (written by train.py on `tales`)
 one question, as accuracy against distance.
+
+    python shared/utils/visualize.py tokens --text "Unbelievable foxes!" --out tokens.png
+    python shared/utils/visualize.py compression --out compression.png
+
+train the five tokenizers on a dataset (`tales`, or --dataset). The first shows where each cuts a
+text, in colours on a terminal and in a picture:
+
+    Bramble|,|·a|·cl|um|sy|,|·sil|ver|-|t|ong|u|ed|·kitten        BPE, vocabulary 1,024
+    Bramble|,| a| clumsy|,| silver|-|<unk>| kitten                Word, the same
+
+The second draws how many characters a token holds on average, for growing vocabularies.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
+import functools
+import os
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:  # run as a script: `shared` is two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from shared import UserError
+from shared.data.download import load_text
+from shared.utils.tokenizers.base import Tokenizer
+from shared.utils.tokenizers.bpe import BPETokenizer
+from shared.utils.tokenizers.char import CharTokenizer
+from shared.utils.tokenizers.unigram import UnigramTokenizer
+from shared.utils.tokenizers.word import WordTokenizer
+from shared.utils.tokenizers.wordpiece import WordPieceTokenizer
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#6b7280", "#15803d"
 COLOURS = (GREY, BLUE, ORANGE, GREEN, "#9333ea", "#be123c", "#0891b2", "#a16207")
 
 
-def new_figure():
-    """An empty picture and its axes, drawn without a screen."""
+def new_figure(size: tuple[float, float] = (8, 5)):
+    """An empty picture (size in inches) and its axes, drawn without a screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.grid(alpha=0.25)
@@ -139,21 +162,434 @@ def plot_recall(paths: list[Path], path: Path) -> None:
     figure.savefig(path, format="png", dpi=120)
 
 
+# ---------------------------------------------------------------------------------------------
+# Where tokenizers cut a text
+# ---------------------------------------------------------------------------------------------
+
+TRAINERS: dict[str, Callable[[str, int], Tokenizer]] = {
+    "Word": lambda text, size: WordTokenizer.train(text, max_size=size),
+    "BPE": BPETokenizer.train,
+    "WordPiece": WordPieceTokenizer.train,
+    "Unigram": UnigramTokenizer.train,
+}
+PASTELS = ("#bfdbfe", "#fed7aa", "#bbf7d0", "#fbcfe8", "#fef08a")  # neighbours get different ones
+ANSI_PASTELS = (153, 223, 157, 225, 229)  # the same among the 256 colours of a terminal
+BLACK, DIM, RED = 16, 243, 160
+MISSING = "□"  # in the place of a character that the picture's font lacks
+COLUMNS, SIZE, DPI = 80, 11, 120  # characters in a row of the picture, points, pixels per inch
+CELL = 0.602 * SIZE / 72  # inches: DejaVu Sans Mono is 0.602 times as wide as high
+ROW, MARGIN = 0.25, 0.2  # inches
+MOST_ROWS = 1000  # 30,000 pixels; matplotlib draws up to 65,536
+
+
+def train_all(text: str, vocab_size: int, also: str = "") -> dict[str, Tokenizer]:
+    """The five tokenizers, trained on a text. Raises UserError.
+
+    also: characters that Char must know as well; the others have a way to write any character.
+    """
+    trained = {name: train(text, vocab_size) for name, train in TRAINERS.items()}
+    return {"Char": CharTokenizer.train(text + also), **trained}
+
+
+def hex_bytes(error: UnicodeDecodeError) -> tuple[str, int]:
+    """Bytes that are no character by themselves: <0xE2>."""
+    part = error.object[error.start : error.end]
+    return "".join(f"<0x{byte:02X}>" for byte in part), error.end
+
+
+codecs.register_error("hex_bytes", hex_bytes)
+
+
+class Shown(NamedTuple):
+    """A token as a reader sees it."""
+
+    gap: str  # " " if decoding puts a space before it that is not in the token, else ""
+    text: str  # space ·  tab ⇥  line end ↵ and a real one
+    unknown: bool  # <unk>: what stood here is lost
+
+
+def show_tokens(tokenizer: Tokenizer, text: str) -> list[Shown]:
+    """The tokens of a text, one for each id.
+
+    >>> tokenizer = WordTokenizer.train("the fox, the hen")
+    >>> [(gap, text) for gap, text, _ in show_tokens(tokenizer, "the fox, the dog")]
+    [('', 'the'), (' ', 'fox'), ('', ','), (' ', 'the'), (' ', '<unk>')]
+    """
+    ids = tokenizer.encode(text)
+    unk_id = getattr(tokenizer, "unk_id", None)  # BPE has none
+    shown = []
+    # not strict: at the end the stream gives what is left of a broken character
+    for index, piece in zip(ids, tokenizer.decode_stream(ids), strict=False):
+        token = tokenizer.tokens[index]
+        if isinstance(token, bytes):
+            token = token.decode("utf-8", "hex_bytes")
+        gap = " " if piece == " " + token else ""
+        shown.append(Shown(gap, visible(token), index == unk_id))
+    return shown
+
+
+def visible(token: str) -> str:
+    """A token with its white space and control characters made visible.
+
+    >>> visible(" fox"), visible("\\t"), visible("\\n"), visible("\\x1b"), visible("\\u200b")
+    ('·fox', '⇥', '↵\\n', '<0x1B>', '<U+200B>')
+    """
+    marks = {" ": "·", "\t": "⇥", "\n": "↵\n"}
+    seen = []
+    for character in token:
+        if character in marks:
+            seen.append(marks[character])
+        elif character.isprintable():
+            seen.append(character)
+        else:
+            code = ord(character)
+            seen.append(f"<0x{code:02X}>" if code < 0x80 else f"<U+{code:04X}>")
+    return "".join(seen) or "‿"  # the word tokenizer's "no space here"
+
+
+def colour_tokens(tokenizer: Tokenizer, text: str, colour: bool = True) -> str:
+    """The tokens of a text on backgrounds of different colours, for a terminal.
+
+    The text keeps its lines. Without colour a | stands before each token but the first.
+
+    >>> tokenizer = BPETokenizer.train("low lower lowest", vocab_size=259)
+    >>> colour_tokens(tokenizer, "low lowest", colour=False)
+    'low|·|lowe|s|t'
+    """
+    shown = show_tokens(tokenizer, text)
+    if not colour:
+        return "|".join(gap + token for gap, token, _ in shown)
+    parts = []
+    for i, (gap, token, unknown) in enumerate(shown):
+        ink = RED if unknown else BLACK  # black on pastel reads well on any terminal
+        start = f"\033[48;5;{ANSI_PASTELS[i % len(ANSI_PASTELS)]};38;5;{ink}m"
+        dotted = token.replace("·", f"\033[38;5;{DIM}m·\033[38;5;{ink}m")
+        # Colour ends before a line does: some terminals fill the rest of the line with it.
+        lines = [f"{start}{part}\033[0m" if part else "" for part in dotted.split("\n")]
+        parts.append(gap + "\n".join(lines))
+    return "".join(parts)
+
+
+def describe(name: str, tokenizer: Tokenizer, text: str, shown: list[Shown]) -> str:
+    """A line of figures: vocabulary 1,024, 52 tokens, 3.81 characters per token."""
+    line = f"{name}: vocabulary {tokenizer.vocab_size:,}, {len(shown):,} tokens"
+    if shown:
+        line += f", {len(text) / len(shown):.2f} characters per token"
+    unknown = sum(each.unknown for each in shown)
+    return line + (f", {unknown:,} unknown" if unknown else "")
+
+
+@functools.cache
+def known_characters() -> frozenset[int]:
+    """The code points that the pictures' monospaced font has."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans Mono")).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """The text, with a box in the place of each character that the font lacks."""
+    known = known_characters()
+    return "".join(each if ord(each) in known else MISSING for each in text)
+
+
+class Box(NamedTuple):
+    """A token in the picture, or the part of it that is in one row."""
+
+    row: int
+    column: int
+    text: str
+    token: int  # its number in the text
+
+
+def lay_out(shown: Iterable[Shown], columns: int) -> Iterator[Box]:
+    """Tokens in rows of so many columns; a word that does not fit goes to the next row.
+
+    >>> tokens = [Shown("", "the", False), Shown(" ", "fox", False), Shown("", "es", False)]
+    >>> [tuple(box) for box in lay_out(tokens, 7)]
+    [(0, 0, 'the', 0), (1, 0, 'fox', 1), (1, 3, 'es', 2)]
+    """
+    words: list[list[tuple[int, str]]] = []
+    gaps = []
+    for i, (gap, text, _) in enumerate(shown):
+        if gap or text[0] in "·↵" or not words:
+            gaps.append(gap)
+            words.append([])
+        words[-1].append((i, text))
+    row = column = 0
+    for gap, word in zip(gaps, words, strict=True):
+        column += len(gap)
+        if column + sum(len(text) for _, text in word) > columns:
+            row, column = row + (column > 0), 0
+        for i, text in word:
+            for number, line_of_token in enumerate(text.split("\n")):
+                if number:
+                    row, column = row + 1, 0
+                for at in range(0, len(line_of_token), columns):
+                    part = line_of_token[at : at + columns]
+                    if column + len(part) > columns:  # a word longer than a row
+                        row, column = row + 1, 0
+                    yield Box(row, column, part, i)
+                    column += len(part)
+
+
+def plot_tokens(tokenizers: dict[str, Tokenizer], text: str, path: Path) -> None:
+    """What several tokenizers make of one text, under each other, as a PNG.
+
+    Raises UserError for a text that is too long for a picture.
+    """
+    panels, rows = [], 0  # each panel has a title, the text, and an empty row
+    for name, tokenizer in tokenizers.items():
+        shown = show_tokens(tokenizer, text)
+        boxes = list(lay_out(shown, COLUMNS))
+        panels.append((rows, describe(name, tokenizer, text, shown), boxes, shown))
+        rows += (boxes[-1].row + 1 if boxes else 0) + 2
+    if rows > MOST_ROWS:
+        raise UserError(f"the picture would have {rows:,} rows of text: show a shorter text")
+    width, height = COLUMNS * CELL + 2 * MARGIN, (rows - 1) * ROW + 2 * MARGIN
+    figure, axes = new_figure((width, height))
+    axes.set(position=(0, 0, 1, 1), xlim=(-MARGIN, width - MARGIN), ylim=(height - MARGIN, -MARGIN))
+    axes.set_axis_off()
+    for first_row, title, boxes, shown in panels:
+        axes.text(0, (first_row + 0.4) * ROW, title, size=SIZE - 1, weight="bold", va="center")
+        for box in boxes:
+            draw_box(axes, box, (first_row + box.row + 1.5) * ROW, shown[box.token].unknown)
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def draw_box(axes, box: Box, middle: float, unknown: bool) -> None:
+    """One token: a coloured box and the text in it. Units of the axes: inches."""
+    from matplotlib.patches import FancyBboxPatch
+
+    colour = PASTELS[box.token % len(PASTELS)]
+    left, width = box.column * CELL, len(box.text) * CELL
+    inset, height = 0.008, 0.86 * ROW
+    axes.add_patch(
+        FancyBboxPatch(
+            (left + inset, middle - height / 2),
+            width - 2 * inset,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.035",
+            facecolor="white" if unknown else colour,
+            edgecolor="#be123c" if unknown else "none",
+        )
+    )
+    spaces = "".join("·" if each == "·" else " " for each in box.text)
+    style = dict(size=SIZE, family="DejaVu Sans Mono", va="center_baseline", parse_math=False)
+    axes.text(left, middle, spaces, color="#9ca3af", **style)
+    axes.text(left, middle, drawable(box.text.replace("·", " ")), color="#111827", **style)
+
+
+# ---------------------------------------------------------------------------------------------
+# Compression against vocabulary size
+# ---------------------------------------------------------------------------------------------
+
+SIZES = (256, 512, 1024, 2048, 4096, 8192)
+
+
+class Compression(NamedTuple):
+    """What a trained tokenizer makes of a held-out text."""
+
+    vocab_size: int
+    characters_per_token: float
+    unknown: float  # share of the tokens
+    exact: bool  # decoding gives the text back
+
+
+def compress(tokenizer: Tokenizer, text: str) -> Compression:
+    """Encodes a text and decodes it again.
+
+    >>> compress(WordTokenizer.train("the fox, the hen"), "the fox, the dog")
+    Compression(vocab_size=8, characters_per_token=3.2, unknown=0.2, exact=False)
+    """
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise UserError("the held-out text has no tokens: give a longer text")
+    unknown = ids.count(getattr(tokenizer, "unk_id", None)) / len(ids)
+    exact = tokenizer.decode(ids) == text
+    return Compression(tokenizer.vocab_size, len(text) / len(ids), unknown, exact)
+
+
+def measure_compression(
+    train: str, held_out: str, sizes: Iterable[int] = SIZES
+) -> dict[str, list[Compression]]:
+    """Every tokenizer, trained on `train` at every size that it can have, on a held-out text.
+
+    A size below the alphabet's is left out, and one that the text does not fill is drawn where
+    the vocabulary ended. Raises UserError if no size is large enough.
+    """
+    sizes = sorted(sizes)
+    measured = {"Char": [Compression(len(set(train + held_out)), 1.0, 0.0, True)]}  # by definition
+    for name, trainer in TRAINERS.items():
+        points = {}
+        for size in sizes:
+            try:
+                tokenizer = trainer(train, size)
+            except UserError:
+                if size == sizes[-1]:
+                    raise
+                continue
+            points.setdefault(tokenizer.vocab_size, compress(tokenizer, held_out))
+        measured[name] = list(points.values())
+    return measured
+
+
+def plot_compression(measured: dict[str, list[Compression]], path: Path, name: str) -> None:
+    """Characters per token against vocabulary size, as a PNG. name: of the text, for the title."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axes = new_figure()
+    points = [each for points in measured.values() for each in points]
+    axes.set(
+        title=f"Compression against vocabulary size: {drawable(name)}",
+        xlabel="vocabulary size, tokens",
+        ylabel="characters per token, held-out text",
+        xscale="log",
+        ylim=(0, 1.1 * max(each.characters_per_token for each in points)),
+    )
+    axes.title.set_parse_math(False)
+    for colour, row in zip(COLOURS, measured.values(), strict=False):
+        axes.plot(*zip(*[each[:2] for each in row], strict=True), color=colour)
+        if len(row) > 1:  # a text offers only so many tokens: more cannot be had
+            end = row[-1].characters_per_token
+            rightmost = max(each.vocab_size for each in points)
+            axes.plot([row[-1].vocab_size, rightmost], [end, end], ":", color=colour, lw=1)
+        draw_points(axes, row, colour)
+    label_ends(axes, {name: row[-1] for name, row in measured.items()})
+    for fill, text in (("black", "the text comes back exactly"), ("white", "some of it is lost")):
+        axes.plot([], [], "o", ms=5, mec="black", mfc=fill, label=text)
+    style = dict(marker=r"$\%$", ms=9, mew=0, color="black")
+    axes.plot([], [], " ", label="of the tokens stand for unknown words", **style)
+    axes.legend(frameon=False, loc="lower right")
+    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def draw_points(axes, row: list[Compression], colour: str) -> None:
+    """A tokenizer's points: hollow where text is lost, with the share of unknown tokens."""
+    labelled = 0
+    for each in row:
+        at, face = each[:2], colour if each.exact else "white"
+        axes.plot(*at, "o", ms=5, mec=colour, mfc=face, zorder=3)
+        if each.unknown >= 0.001 and each.vocab_size > 1.5 * labelled:  # there is room
+            labelled = each.vocab_size
+            style = dict(xytext=(6, 7), textcoords="offset points", ha="right", size=9)
+            axes.annotate(f"{100 * each.unknown:.2g} %", at, color=colour, **style)
+
+
+def label_ends(axes, ends: dict[str, Compression]) -> None:
+    """Names at the right edge, moved apart where they would overlap; Char is where its point is."""
+    apart = 0.05 * axes.get_ylim()[1]
+    colours = dict(zip(ends, COLOURS, strict=False))
+    style = dict(xytext=(8, 0), textcoords="offset points", va="center", weight="bold")
+    axes.annotate("Char", ends["Char"][:2], color=colours["Char"], **style)
+    names = sorted(set(ends) - {"Char"}, key=lambda name: ends[name].characters_per_token)
+    heights = [ends[name].characters_per_token for name in names]
+    up, down = heights.copy(), heights.copy()
+    for i in range(1, len(names)):
+        up[i] = max(up[i], up[i - 1] + apart)
+        down[-1 - i] = min(down[-1 - i], down[-i] - apart)
+    right = max(each.vocab_size for each in ends.values())
+    for name, high, low in zip(names, up, down, strict=True):
+        axes.annotate(name, (right, (high + low) / 2), color=colours[name], **style)
+
+
+def print_compression(measured: dict[str, list[Compression]]) -> None:
+    """The numbers behind the picture."""
+    print("tokenizer   vocabulary   characters per token   unknown tokens   text comes back")
+    for name, row in measured.items():
+        for size, per_token, unknown, exact in row:
+            end = f"{100 * unknown:14.2f} %   {'yes' if exact else 'no'}"
+            print(f"{name:10} {size:11,} {per_token:22.3f} {end}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+SAMPLE, PASSAGE = 1_000_000, 240  # characters: tokenizers are trained on; shown by default
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message}: see --help")
 
 
-def main() -> int:
-    parser = Parser(description="Draw recall against distance of several models.")
-    parser.add_argument("recall", nargs="+", type=Path, help="recall.csv files")
-    parser.add_argument("--out", type=Path, default=Path("recall.png"), help="(%(default)s)")
-    try:
-        args = parser.parse_args()
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    recall = commands.add_parser("recall", help="draw recall against distance of several models")
+    recall.add_argument("recall", nargs="+", type=Path, help="recall.csv files")
+    tokens = commands.add_parser("tokens", help="show where five tokenizers cut a text")
+    tokens.add_argument("--text", help="what to show (some lines of the validation text)")
+    tokens.add_argument(
+        "--vocab-size", type=int, default=1024, help="of all but Char (%(default)s)"
+    )
+    compression = commands.add_parser(
+        "compression", help="draw characters per token against vocabulary size"
+    )
+    for command in (tokens, compression):
+        command.add_argument(
+            "--dataset", default="tales", help="NAME or PATH of the text to train on (%(default)s)"
+        )
+    recall.add_argument("--out", type=Path, default=Path("recall.png"), help="(%(default)s)")
+    tokens.add_argument("--out", type=Path, help="a PNG to write as well (none)")
+    compression.add_argument(
+        "--out", type=Path, default=Path("compression.png"), help="(%(default)s)"
+    )
+    return parser.parse_args()
+
+
+def in_colour() -> bool:
+    """Does standard output go to a terminal that wants colours (no-color.org)?"""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def passage(text: str) -> str:
+    """Its first PASSAGE characters or a little less: up to the end of a line, else of a word."""
+    text = text.lstrip()
+    start = text[: PASSAGE + 1]
+    if len(start) <= PASSAGE:
+        return text
+    return (start.rpartition("\n")[0] or start.rpartition(" ")[0] or start[:-1]).rstrip()
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.command == "recall":
         plot_recall(args.recall, args.out)
+        return
+    corpus = load_text(args.dataset)
+    train, held_out = corpus.train[:SAMPLE], corpus.valid[:SAMPLE]
+    if args.command == "compression":
+        measured = measure_compression(train, held_out)
+        plot_compression(measured, args.out, Path(corpus.name).name)
+        print_compression(measured)
+        return
+    text = passage(held_out) if args.text is None else args.text
+    if not text:
+        raise UserError("there is nothing to show: give a --text that is not empty")
+    tokenizers = train_all(train, args.vocab_size, also=text)
+    if args.out:
+        plot_tokens(tokenizers, text, args.out)
+    for name, tokenizer in tokenizers.items():
+        print(describe(name, tokenizer, text, show_tokens(tokenizer, text)))
+        print(colour_tokens(tokenizer, text, in_colour()), end="\n\n")
+
+
+def main() -> int:
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        run(parse_args())
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

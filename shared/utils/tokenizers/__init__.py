@@ -12,10 +12,30 @@ from shared import UserError
 from shared.utils.tokenizers.base import Tokenizer
 from shared.utils.tokenizers.bpe import BPETokenizer
 from shared.utils.tokenizers.char import CharTokenizer
+from shared.utils.tokenizers.sentencepiece import SentencePieceBPE
+from shared.utils.tokenizers.unigram import UnigramTokenizer
+from shared.utils.tokenizers.word import WordTokenizer
+from shared.utils.tokenizers.wordpiece import WordPieceTokenizer
 
-TOKENIZERS = {"char": CharTokenizer, "bpe": BPETokenizer}
+TOKENIZERS = {
+    "char": CharTokenizer,
+    "word": WordTokenizer,
+    "bpe": BPETokenizer,
+    "sentencepiece-bpe": SentencePieceBPE,
+    "wordpiece": WordPieceTokenizer,
+    "unigram": UnigramTokenizer,
+}
 
-__all__ = ["BPETokenizer", "CharTokenizer", "tokenizer_from_state_dict"]
+__all__ = [
+    "BPETokenizer",
+    "CharTokenizer",
+    "SentencePieceBPE",
+    "Tokenizer",
+    "UnigramTokenizer",
+    "WordPieceTokenizer",
+    "WordTokenizer",
+    "tokenizer_from_state_dict",
+]
 
 
 def tokenizer_from_state_dict(state: dict) -> Tokenizer:

@@ -16,6 +16,7 @@ class Tokenizer(ABC):
     """
 
     tokens: list
+    cut_at = " \n"  # a text cut before a lone space, or after a lone newline, encodes to the same
 
     @property
     def vocab_size(self) -> int:
@@ -56,7 +57,7 @@ class Cache(dict):
     repetitions costs time but no memory.
     """
 
-    SIZE = 1_000_000  # entries; some 200 MB
+    SIZE = 500_000  # entries; some 100 MB
     LONGEST = 200  # characters of a key
 
     def __init__(self, compute: Callable[[str], Hashable]) -> None:

@@ -223,8 +223,11 @@ class BPETokenizer(Tokenizer):
     tokens: the bytes of each id. merges: pairs of ids, in the order in which they were learned.
     special_tokens: their text and id. patterns: how a text is split before (see pretokenize.py).
     ignore_merges: a piece that is a token as a whole is taken as it is. For tokens that were
-    learned by merging this is only faster.
+    learned by merging this is only faster. prefix_space: a text gets a space in front unless it
+    has one, so that its first word is like all others.
     """
+
+    BYTE_TOKENS = tuple(bytes([byte]) for byte in range(256))
 
     def __init__(
         self,
@@ -233,16 +236,18 @@ class BPETokenizer(Tokenizer):
         special_tokens: dict[str, int] | None = None,
         patterns: Iterable[str] = (GPT2_PATTERN,),
         ignore_merges: bool = True,
+        prefix_space: bool = False,
     ) -> None:
         self.tokens, self.merges = tokens, merges
         self.special_tokens = special_tokens or {}
         self.patterns, self.ignore_merges = tuple(patterns), ignore_merges
+        self.prefix_space = prefix_space
         specials = set(self.special_tokens.values())
         self.index = {token: i for i, token in enumerate(tokens) if i not in specials}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         try:
             self.merged = [self.index[tokens[first] + tokens[second]] for first, second in merges]
-            self.byte_ids = [self.index[bytes([byte])] for byte in range(256)]
+            self.byte_ids = [self.index[token] for token in self.BYTE_TOKENS]
         except (IndexError, KeyError):
             raise UserError(
                 "merges and vocabulary do not belong together: take both from one tokenizer"
@@ -285,12 +290,12 @@ class BPETokenizer(Tokenizer):
         tokens += [text.encode() for text in specials]
         return cls(tokens, merges, specials, patterns)
 
-    @classmethod
-    def from_gpt2(cls, vocab_json: str | Path, merges_txt: str | Path) -> BPETokenizer:
+    @staticmethod
+    def from_gpt2(vocab_json: str | Path, merges_txt: str | Path) -> BPETokenizer:
         """GPT-2's tokenizer, or any in its two files: the same ids as tiktoken's "gpt2"."""
         from shared.utils.tokenizers.formats import read_gpt2
 
-        return cls(**read_gpt2(Path(vocab_json), Path(merges_txt)))
+        return BPETokenizer(**read_gpt2(Path(vocab_json), Path(merges_txt)))
 
     def save_gpt2(self, folder: str | Path) -> None:
         """Writes vocab.json and merges.txt, as GPT-2 has them, into a folder."""
@@ -339,7 +344,7 @@ class BPETokenizer(Tokenizer):
                 return self.encode_ordinary(text)
             ids = []
             for i, part in enumerate(special_pattern(allowed).split(text)):
-                ids += [self.special_tokens[part]] if i % 2 else self.encode_ordinary(part)
+                ids += [self.special_tokens[part]] if i % 2 else self.encode_ordinary(part, i == 0)
             return ids
         except UnicodeEncodeError as error:
             raise UserError(
@@ -352,8 +357,10 @@ class BPETokenizer(Tokenizer):
                 f"{', '.join(map(repr, self.special_tokens)) or 'none'}"
             ) from None
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text without special tokens."""
+    def encode_ordinary(self, text: str, first: bool = True) -> list[int]:
+        """The ids of a text without special tokens. first: none is before it (for subclasses)."""
+        if self.prefix_space and text and text[0] != " ":
+            text = " " + text
         if self.patterns != (GPT2_PATTERN,):
             pieces = split_pieces(text, self.patterns)
             return list(chain.from_iterable(map(self.piece_ids.__getitem__, pieces)))
@@ -400,6 +407,7 @@ class BPETokenizer(Tokenizer):
             "special_tokens": dict(self.special_tokens),
             "patterns": list(self.patterns),
             "ignore_merges": self.ignore_merges,
+            "prefix_space": self.prefix_space,
         }
 
     @classmethod
@@ -409,6 +417,7 @@ class BPETokenizer(Tokenizer):
             tokens = [token.encode("latin-1") for token in state["tokens"]]
             merges = [(int(first), int(second)) for first, second in state["merges"]]
             specials = {text: int(i) for text, i in state["special_tokens"].items()}
-            return cls(tokens, merges, specials, state["patterns"], state["ignore_merges"])
+            options = state["patterns"], state["ignore_merges"], state["prefix_space"]
+            return cls(tokens, merges, specials, *options)
         except (AttributeError, KeyError, TypeError, UnicodeError, ValueError):
             raise UserError("the tokenizer's state is damaged: take a whole checkpoint") from None

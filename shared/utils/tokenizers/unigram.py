@@ -2,9 +2,12 @@ r"""Unigram: every token has a probability, and a text is cut in the most probab
 
     vocabulary      h .05    u .05    g .05    s .10    ug .20    hug .10
 
-    "hugs" = hug s      .10 * .10           = .010     <- wins: two factors below 1 instead of
-           = h ug s     .05 * .20 * .10     = .001        three or four, so long tokens come
-           = h u g s    .05 * .05 * .05 * .10             first wherever they are likely enough
+    "hugs" = hug s      .10 * .10             = .010      <- wins
+           = h ug s     .05 * .20 * .10       = .001
+           = h u g s    .05 * .05 * .05 * .10 = .0000125
+
+Every token is a factor below 1, so few long tokens beat many short ones, though "ug" is more
+likely than "hug". In practice logarithms are added: log .10 + log .10 = -4.6.
 
 BPE builds its vocabulary up, merge by merge; Unigram carves it out of a large one:
 
@@ -16,13 +19,14 @@ BPE builds its vocabulary up, merge by merge; Unigram carves it out of a large o
 
 Tokens never cross the words that GPT2_PATTERN cuts (pretokenize.py). A character that is not in
 the vocabulary is written as its UTF-8 bytes, for which there are 256 tokens, as in LLaMA; so every
-text can be encoded, and comes back. SentencePiece (Kudo & Richardson 2018), where this algorithm
-lives, writes the space as "▁" and cuts nowhere else; here " the" is a token with a real space.
+text can be encoded, and comes back. Where SentencePiece (Kudo & Richardson 2018), the home of this
+algorithm, has a token "▁the", the token here is " the" with a real space.
 """
 
 from __future__ import annotations
 
 import codecs
+import io
 import math
 import random
 from array import array
@@ -112,7 +116,6 @@ class UnigramTokenizer(Tokenizer):
         """
         counts = corpus.count(text_or_files, count_words, processes)
         alphabet = sorted(set().union(*counts))
-        utf8("".join(alphabet))
         if vocab_size < len(BYTES) + len(alphabet):
             raise UserError(
                 f"vocab_size {vocab_size} is too small: the text's {len(alphabet)} characters "
@@ -195,10 +198,10 @@ class UnigramTokenizer(Tokenizer):
 
         A model that sees a text cut differently each time learns what its words are made of. A
         segmentation of probability p is drawn with a probability proportional to p ** alpha:
-        0 is any of them, infinity would be `encode`.
+        at 0 all are equal, at 1000 nearly all are the best one.
         """
-        if not 0 <= alpha < math.inf:
-            raise UserError(f"alpha {alpha} must be a number from 0 upwards")
+        if not 0 <= alpha <= 1000:
+            raise UserError(f"alpha {alpha} is out of range: use 0 to 1000")
         dice = random.Random(seed)
         return [index for word in split(text) for index in self._random_path(word, alpha, dice)]
 
@@ -220,9 +223,9 @@ class UnigramTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids. Raises UserError for an id out of range."""
-        return b"".join([self.bytes_of[index] for index in self.checked(ids)]).decode(
-            "utf-8", "replace"
-        )
+        data = io.BytesIO()  # b"".join would need 80 bytes for each token
+        data.writelines(map(self.bytes_of.__getitem__, self.checked(ids)))
+        return data.getvalue().decode("utf-8", "replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids that arrive one at a time; a character waits for its last byte.
@@ -235,7 +238,7 @@ class UnigramTokenizer(Tokenizer):
         yield decoder.decode(b"", final=True)
 
     def state_dict(self) -> dict:
-        """Plain types that describe the tokenizer entirely."""
+        """Plain types that say all there is to know."""
         return {
             "type": "unigram",
             "pieces": list(self.tokens),
@@ -258,6 +261,9 @@ class UnigramTokenizer(Tokenizer):
             raise UserError("the tokenizer's state is not complete: the file is damaged")
         vocabulary = zip(pieces, log_probs, strict=True)
         return cls(vocabulary, state["unk_id"], state["byte_fallback"])
+
+    def __reduce__(self):  # the caches stay behind when another process gets a copy
+        return type(self).from_state_dict, (self.state_dict(),)
 
 
 def check_pieces(pieces: list, unk_id: int | None) -> None:
@@ -327,7 +333,7 @@ def train_pieces(counts: Counter[str], alphabet: list[str], size: int) -> list[t
     log_probs = np.log(scores / scores.sum())
     lattice = Lattice(words, pieces)
     others = Lattice(pieces[len(alphabet) :], pieces)  # ways to write each token with others:
-    others.keep(others.piece != others.end % others.words + len(alphabet))  # not with itself
+    others.keep(others.piece != others.end % others.n_words + len(alphabet))  # not with itself
     alive = np.ones(len(pieces), dtype=bool)
     while True:
         for _ in range(EM_ROUNDS):
@@ -335,7 +341,8 @@ def train_pieces(counts: Counter[str], alphabet: list[str], size: int) -> list[t
             log_probs = np.log(expected) - np.log(expected[alive].sum())
         if alive.sum() <= size:
             break
-        # What is lost, in nats, when each use of a token is written with other tokens instead.
+        # What is lost, in nats, when each use of a token is written with other tokens instead:
+        # in all other ways together (SentencePiece looks at the best one only).
         loss = np.full(len(pieces), np.inf)  # a single character has no other way
         loss[len(alphabet) :] = log_probs[len(alphabet) :] - others.log_totals(log_probs)
         loss = np.where(alive, expected * loss, -np.inf)
@@ -351,6 +358,9 @@ def training_words(counts: Counter[str]) -> dict[str, int]:
     """The words that take part: most frequent first, very long ones in parts.
 
     The order does not depend on that of `counts`, hence neither does any rounding error.
+
+    >>> training_words(Counter({"no": 2, "o" * 100: 3})) == {"o" * 64: 3, "o" * 36: 3, "no": 2}
+    True
     """
     words: Counter[str] = Counter()
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TRAIN_WORDS]:
@@ -395,25 +405,23 @@ class Lattice:
 
     def __init__(self, words: Sequence[str] | dict[str, int], pieces: list[str]) -> None:
         id_of = {piece: index for index, piece in enumerate(pieces)}
-        self.words = len(words)
+        self.n_words = n = len(words)
         edges = array("i")
         for number, word in enumerate(words):
             for end in range(1, len(word) + 1):
                 for start in range(max(0, end - LONGEST), end):
                     index = id_of.get(word[start:end])
                     if index is not None:
-                        edges.extend(
-                            (start * len(words) + number, end * len(words) + number, index)
-                        )
+                        edges.extend((start * n + number, end * n + number, index))
         self.start, self.end, self.piece = np.array(edges).reshape(-1, 3).T  # each (edges,)
-        self.final = np.array([len(w) * len(words) + n for n, w in enumerate(words)])  # (words,)
+        self.final = np.array([len(word) * n + i for i, word in enumerate(words)])  # (words,)
         self.keep(np.argsort(self.end, kind="stable"))
 
     def keep(self, chosen: np.ndarray) -> None:
         """Leaves only the chosen edges: indices or a mask."""
         self.start, self.end = self.start[chosen], self.end[chosen]
         self.piece = self.piece[chosen]
-        position = self.end // self.words
+        position = self.end // self.n_words
         cuts = np.flatnonzero(np.diff(position, prepend=0, append=-1)).tolist()
         self.steps = [slice(*pair) for pair in pairwise(cuts)]
         self.first = [np.flatnonzero(np.diff(self.end[step], prepend=-1)) for step in self.steps]

@@ -45,11 +45,10 @@ MARKER = r"<\|?\w+\|?>"
 PIECES = re.compile(rf" +|{MARKER}|[^\W_]+(?:['’][^\W_]+)*|.", re.DOTALL)
 SINGLE_SPACE = re.compile(r"(?<=[^ ]) (?=[^ ])")
 
-# The same for texts cut as WikiText is: U.S. | don 't | re @-@ opened | 1 @,@ 000
-READY_PIECES = re.compile(
-    rf"{MARKER}|@[-.,]@|\.\.\.|(?:[^\W\d_]\.){{2,}}|(?<=[\w>.])'[^\W_]+|[^\W_]+|\S"
-)
+# The same for texts cut as WikiText is: don 't | re @-@ opened | 1 @,@ 000
+READY_PIECES = re.compile(rf"{MARKER}|@[-.,]@|(?<=[\w>.])'[^\W_]+|[^\W_]+|\S")
 READY_JOINS = {"@-@": "-", "@.@": ".", "@,@": ","}
+MOST_JOINED = 6  # pieces: U.S.A. in one token
 READY_INSIDE = re.compile(r"(?<=[\d>])[.,](?=[\d<])|(?<=[\w>])-(?=[\w<])")  # <unk> is a word
 
 # What stands left of a token: the start of a line or white space; something no space may follow;
@@ -106,7 +105,9 @@ def advance(state: State, kind: str, space: bool) -> State:
         return (TIGHT if spaced else LOOSE), quotes
     if kind in quotes:
         return LOOSE, quotes.replace(kind, "")
-    return TIGHT, quotes + kind if kind in ("'", '"') else quotes
+    if kind in ("'", '"'):
+        return TIGHT, quotes + kind
+    return TIGHT, quotes  # "open" and "glue"
 
 
 def ready_pieces(chunk: str) -> list[str]:
@@ -134,8 +135,7 @@ def looks_ready_made(text: str) -> bool:
     >>> looks_ready_made("Yes , I do ."), looks_ready_made("Yes, I do.")
     (True, False)
     """
-    alone = len(re.findall(r"\s[.,]\s", text + "\n"))
-    return alone > len(re.findall(r"\w[.,]\s", text + "\n"))
+    return len(re.findall(r"\s[.,](?!\S)", text)) > len(re.findall(r"\w[.,](?!\S)", text))
 
 
 class WordTokenizer(Tokenizer):
@@ -145,6 +145,7 @@ class WordTokenizer(Tokenizer):
     """
 
     unk_id = 0
+    cut_at = "\n"  # what a space is depends on the line before it
 
     def __init__(self, tokens: list[str], ready_made: bool = False) -> None:
         reserved = self.reserved(ready_made)
@@ -177,17 +178,17 @@ class WordTokenizer(Tokenizer):
         >>> WordTokenizer.train("the fox, the hen").tokens
         ['<unk>', '\\n', ' ', '', 'the', ',', 'fox', 'hen']
         """
-        if ready_made is None:
-            ready_made = looks_ready_made(next(read_chunks(text_or_files)))
-        counts = count(text_or_files, count_ready if ready_made else count_pieces)
-        reserved = cls.reserved(ready_made)
         if min_count < 1:
             raise UserError(f"min_count {min_count} is impossible: choose 1 or more")
+        if ready_made is None:
+            ready_made = looks_ready_made(next(read_chunks(text_or_files)))
+        reserved = cls.reserved(ready_made)
         if max_size is not None and max_size <= len(reserved):
             raise UserError(
                 f"a vocabulary of {max_size} has no room for words: choose {len(reserved) + 1} "
                 f"or more"
             )
+        counts = count(text_or_files, count_ready if ready_made else count_pieces)
         for token in reserved:
             del counts[token]
         words = [token for token, times in counts.items() if times >= min_count]
@@ -265,15 +266,27 @@ class WordTokenizer(Tokenizer):
     def _lookup(self, chunk: str) -> list[int]:
         """The ids of the pieces of a chunk, before any SPACE or GLUE."""
         if self.ready_made:
-            if chunk in self.id_of:
-                return [self.id_of[chunk]]
-            return [self.id_of.get(piece, self.unk_id) for piece in ready_pieces(chunk)]
+            return self._lookup_ready(chunk)
         ids = []
         for piece in PIECES.findall(chunk):
             if piece in self.id_of or piece[0] != SPACE:
                 ids.append(self.id_of.get(piece, self.unk_id))
             else:  # no run of spaces is unknown: indentation survives
                 ids += [self.id_of[SPACE]] * len(piece)
+        return ids
+
+    def _lookup_ready(self, chunk: str) -> list[int]:
+        """The id of a chunk that the vocabulary has, or of the longest tokens in it: U.S. and ,"""
+        if chunk in self.id_of:
+            return [self.id_of[chunk]]
+        pieces, ids, start = ready_pieces(chunk), [], 0
+        while start < len(pieces):
+            for end in range(min(len(pieces), start + MOST_JOINED), start, -1):
+                index = self.id_of.get("".join(pieces[start:end]), self.unk_id)
+                if index != self.unk_id:
+                    break
+            ids.append(index)
+            start = end
         return ids
 
     def _spell(self, chunk: str, state: State, space: bool) -> tuple[list[int], Cache]:

@@ -1,0 +1,262 @@
+"""Is BPE in Python as fast as the Rust tokenizers? And far faster than minbpe? One thread each.
+
+Every row first checks that both did the same work, then times them in turns, so that a machine
+that gets faster or slower meanwhile treats them alike: the median of seven, and the ratio is what
+to look at. Encoding must give identical ids. Trainers break ties differently, so after training
+the number of tokens on the first million characters must agree within 0.5 %.
+
+    python tests/benchmarks/bench_tokenizers.py                          # everything: half an hour
+    python tests/benchmarks/bench_tokenizers.py --only "encode warm" --data books.txt
+    python tests/benchmarks/bench_tokenizers.py --only minbpe --minbpe ../minbpe    # a checkout
+
+It needs tiktoken and tokenizers (and regex for minbpe), and GPT-2's vocabulary and Tiny
+Shakespeare in $LMFS_DATA_DIR.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # before the imports
+
+import argparse
+import platform
+import random
+import statistics
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import tokenizers
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tokenizers import models, pre_tokenizers, trainers
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from shared.utils.tokenizers import BPETokenizer  # noqa: E402
+from shared.utils.tokenizers.pretokenize import GPT2_PATTERN  # noqa: E402
+
+DATA = Path(os.environ.get("LMFS_DATA_DIR") or ROOT.parent / "shared/data")
+MILLION = 1_000_000
+LETTERS = bytes(97 + byte % 26 for byte in range(256))  # a byte -> a letter
+HOSTILE = {
+    "latin-1": lambda n, dice: dice.randbytes(n).decode("latin-1"),
+    "letters": lambda n, dice: dice.randbytes(n).translate(LETTERS).decode(),
+    "aaaa": lambda n, dice: "a" * n,
+    "spaces": lambda n, dice: " " * n,
+}
+
+
+# -------------------------------------------------------------------------------------- the texts
+
+
+def read(path: Path) -> str:
+    return path.read_bytes().decode("utf-8")
+
+
+def large_text(data: Path | None, characters: int) -> tuple[str, str]:
+    """A text of this length, without repeating any of it, and what it is."""
+    if data:
+        text, name = read(data), data.name
+    else:
+        paths = [
+            *sorted(DATA.glob("[!g]*/*")),
+            *sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")),
+        ]
+        text, name = "", "the data files, then the sources of Python's library"
+        for path in paths:
+            if len(text) < characters:
+                text += path.read_bytes().decode("utf-8", "replace")
+    return text[:characters], name
+
+
+# ------------------------------------------------------------------------------------- the others
+
+
+def rust_trained(text: str, vocab_size: int) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def rust_gpt2() -> tokenizers.Tokenizer:
+    files = map(str, (DATA / "gpt2/vocab.json", DATA / "gpt2/merges.txt"))
+    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(*files))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return tokenizer
+
+
+def tiktoken_gpt2() -> tiktoken.Encoding:
+    files = map(str, (DATA / "gpt2/merges.txt", DATA / "gpt2/vocab.json"))
+    ranks = data_gym_to_mergeable_bpe_ranks(*files)
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": 50256},
+    )
+
+
+def our_gpt2() -> BPETokenizer:
+    return BPETokenizer.from_gpt2(DATA / "gpt2/vocab.json", DATA / "gpt2/merges.txt")
+
+
+# -------------------------------------------------------------------------------------- the clock
+
+
+def clock(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that it took, and what it gave."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def race(ours: Callable[[], Any], theirs: Callable[[], Any], repeat: int) -> tuple[float, float]:
+    """The median of each, run in turns."""
+    times = [(clock(ours)[0], clock(theirs)[0]) for _ in range(repeat)]
+    mine, other = map(statistics.median, zip(*times, strict=True))
+    return mine, other
+
+
+def row(name: str, other: str, characters: int, times: tuple[float, float]) -> None:
+    mine, theirs = times
+    print(
+        f"{name:28}{characters / MILLION:7.2f}{mine:10.3f}{theirs:10.3f}  {other:12}"
+        f"{mine / theirs:8.3f}",
+        flush=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------- the rows
+
+
+def bench_train(name: str, text: str, vocab_size: int, repeat: int) -> None:
+    ours = partial(BPETokenizer.train, text, vocab_size, processes=1)
+    theirs = partial(rust_trained, text, vocab_size)
+    sample = text[:MILLION]
+    lengths = len(ours().encode(sample)), len(theirs().encode(sample).ids)
+    assert abs(lengths[0] / lengths[1] - 1) < 0.005, lengths
+    row(name, "tokenizers", len(text), race(ours, theirs, repeat))
+
+
+def bench_minbpe(name: str, text: str, folder: Path) -> None:
+    """Training takes it more than a minute, so both run once."""
+    sys.path.insert(0, str(folder))
+    from minbpe import RegexTokenizer
+
+    reference = RegexTokenizer(GPT2_PATTERN)
+    mine, ours = clock(lambda: BPETokenizer.train(text, 512, processes=1))
+    other, _ = clock(lambda: reference.train(text, 512))
+    lengths = len(ours.encode(text)), len(reference.encode(text))
+    assert abs(lengths[0] / lengths[1] - 1) < 0.005, lengths
+    row(f"{name} train 512", "minbpe", len(text), (mine, other))
+    reference.merges = {pair: 256 + rank for rank, pair in enumerate(ours.merges)}
+    other, ids = clock(lambda: reference.encode(text))
+    for kind in ("cold", "warm"):
+        fresh = BPETokenizer.from_state_dict(ours.state_dict()) if kind == "cold" else ours
+        mine, own_ids = clock(lambda: fresh.encode(text))  # noqa: B023
+        assert own_ids == ids
+        row(f"{name} encode 512 {kind}", "minbpe", len(text), (mine, other))
+
+
+def bench_warm(name: str, text: str, repeat: int) -> None:
+    """One tokenizer for all rounds, as in a program that encodes much text."""
+    ours, theirs = our_gpt2(), tiktoken_gpt2()
+    assert ours.encode(text) == theirs.encode_ordinary(text)
+    times = race(lambda: ours.encode(text), lambda: theirs.encode_ordinary(text), repeat)
+    row(name, "tiktoken", len(text), times)
+
+
+def bench_cold(name: str, text: str, repeat: int) -> None:
+    """A new tokenizer, with nothing cached, for each round."""
+    theirs = tiktoken_gpt2()
+    fresh = [our_gpt2() for _ in range(repeat + 1)]
+    assert fresh.pop().encode(text) == theirs.encode_ordinary(text)
+    times = race(lambda: fresh.pop().encode(text), lambda: theirs.encode_ordinary(text), repeat)
+    row(name, "tiktoken", len(text), times)
+
+
+def bench_rust_encode(name: str, text: str, repeat: int) -> None:
+    ours, theirs = our_gpt2(), rust_gpt2()
+    assert ours.encode(text) == theirs.encode(text).ids
+    row(
+        name,
+        "tokenizers",
+        len(text),
+        race(lambda: ours.encode(text), lambda: theirs.encode(text), repeat),
+    )
+
+
+def bench_hostile(name: str, kind: str, repeat: int) -> None:
+    """Time from 10 KB to 10 MB: ten times the text must take some ten times as long."""
+    ours, theirs = our_gpt2(), tiktoken_gpt2()
+    for size in (10_000, 100_000, MILLION, 10 * MILLION):
+        text = HOSTILE[kind](size, random.Random(size))
+        rounds = repeat if size < 10 * MILLION else 1
+        try:
+            expected = theirs.encode_ordinary(text)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # what a panic in Rust becomes is no Exception
+            mine = statistics.median(clock(lambda: ours.encode(text))[0] for _ in range(rounds))  # noqa: B023
+            print(f"{name:28}{size / MILLION:7.2f}{mine:10.3f}   crashes  tiktoken", flush=True)
+            continue
+        assert ours.encode(text) == expected
+        times = race(lambda: ours.encode(text), lambda: theirs.encode_ordinary(text), rounds)  # noqa: B023
+        row(name, "tiktoken", size, times)
+
+
+def rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Name and work of each row."""
+    shakespeare = read(DATA / "tiny-shakespeare/input.txt")
+    large, about = large_text(args.data, round(args.megabytes * MILLION))
+    print(f"large text: {len(large):,} characters of {about}")
+    for vocab_size in (1024, 8192):
+        for title, text in (("shakespeare", shakespeare), ("large", large)):
+            yield (
+                f"train {title} {vocab_size:,}",
+                partial(bench_train, text=text, vocab_size=vocab_size, repeat=args.repeat),
+            )
+    yield "encode large warm", partial(bench_warm, text=large, repeat=args.repeat)
+    yield "encode large cold", partial(bench_cold, text=large, repeat=args.repeat)
+    yield "encode shakespeare warm", partial(bench_warm, text=shakespeare, repeat=args.repeat)
+    yield "encode shakespeare cold", partial(bench_cold, text=shakespeare, repeat=args.repeat)
+    yield "encode large, tokenizers", partial(bench_rust_encode, text=large, repeat=1)
+    for kind in HOSTILE:
+        yield f"hostile {kind}", partial(bench_hostile, kind=kind, repeat=args.repeat)
+    if args.minbpe:
+        yield "minbpe", partial(bench_minbpe, text=shakespeare, folder=args.minbpe)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our BPE against tokenizers, tiktoken, minbpe.")
+    parser.add_argument("--data", type=Path, help="a large text file (default: composed)")
+    parser.add_argument("--megabytes", type=float, default=20, help="of it, in million characters")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--minbpe", type=Path, help="a checkout of karpathy/minbpe")
+    args = parser.parse_args()
+    print(
+        f"Python {platform.python_version()}, tokenizers {tokenizers.__version__}, tiktoken "
+        f"{tiktoken.__version__}, one thread, median of {args.repeat}"
+    )
+    chosen = [(name, work) for name, work in rows(args) if args.only in name]
+    print(f"{'what':28}{'M chars':>7}{'ours s':>10}{'theirs s':>10}  {'':12}{'ours/theirs':>8}")
+    for name, work in chosen:
+        work(name)
+
+
+if __name__ == "__main__":
+    main()
