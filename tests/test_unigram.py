@@ -19,12 +19,11 @@ import torch
 
 from shared import UserError
 from shared.data.tales import write_corpus
-from shared.utils.tokenizers.pretokenize import GPT2_PATTERN
+from shared.utils.tokenizers.pretokenize import GPT2_PATTERN, count_pieces
 from shared.utils.tokenizers.unigram import (
     BYTES,
     Lattice,
     UnigramTokenizer,
-    count_words,
     seed_pieces,
     split,
     train_pieces,
@@ -272,7 +271,7 @@ def test_a_lattice_without_some_edges_is_that_of_a_smaller_vocabulary():
 
 
 def test_every_round_of_em_makes_the_text_more_probable(tales):
-    counts = count_words(tales[:20_000])
+    counts = count_pieces(tales[:20_000])
     words = dict(sorted(counts.items()))
     uses = np.array(list(words.values()), dtype=float)
     pieces, scores = seed_pieces(words, sorted(set().union(*words)), 2000)
@@ -334,7 +333,7 @@ def test_the_result_does_not_depend_on_order_files_or_processes(tmp_path, tales)
     for path, part in zip(paths, (tales[:cut], tales[cut:]), strict=True):
         path.write_bytes(part.encode())
     assert UnigramTokenizer.train(paths, 600, processes=2).state_dict() == whole
-    counts = count_words(tales)
+    counts = count_pieces(tales)
     backwards = Counter(dict(reversed(counts.items())))
     alphabet = sorted(set(tales))
     assert train_pieces(backwards, alphabet, 344) == train_pieces(counts, alphabet, 344)
@@ -342,7 +341,7 @@ def test_the_result_does_not_depend_on_order_files_or_processes(tmp_path, tales)
 
 def test_words_are_counted_as_they_are_split(tales):
     text = tales[:20_000] + random_text(random.Random(5), 5000)
-    assert count_words(text) == Counter(split(text))
+    assert count_pieces(text) == Counter(split(text))
 
 
 def test_long_words_are_trained_on_in_parts():

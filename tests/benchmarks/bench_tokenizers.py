@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from shared.utils.tokenizers import BPETokenizer  # noqa: E402
+from shared.utils.tokenizers.corpus import read_chunks  # noqa: E402
 from shared.utils.tokenizers.pretokenize import GPT2_PATTERN  # noqa: E402
 
 DATA = Path(os.environ.get("LMFS_DATA_DIR") or ROOT.parent / "shared/data")
@@ -79,7 +80,7 @@ def large_text(data: Path | None, characters: int) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------- the others
 
 
-def rust_trained(text: str, vocab_size: int) -> tokenizers.Tokenizer:
+def rust_trained(chunks: list[str], vocab_size: int) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
@@ -87,7 +88,7 @@ def rust_trained(text: str, vocab_size: int) -> tokenizers.Tokenizer:
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.train_from_iterator(chunks, trainer)
     return tokenizer
 
 
@@ -144,7 +145,8 @@ def row(name: str, other: str, characters: int, times: tuple[float, float]) -> N
 
 def bench_train(name: str, text: str, vocab_size: int, repeat: int) -> None:
     ours = partial(BPETokenizer.train, text, vocab_size, processes=1)
-    theirs = partial(rust_trained, text, vocab_size)
+    chunks = list(read_chunks(text, size=20_000))  # it is twice as fast as on the text as a whole
+    theirs = partial(rust_trained, chunks, vocab_size)
     sample = text[:MILLION]
     lengths = len(ours().encode(sample)), len(theirs().encode(sample).ids)
     assert abs(lengths[0] / lengths[1] - 1) < 0.005, lengths

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -29,29 +29,12 @@ from shared.utils.tokenizers.base import Cache, Tokenizer
 from shared.utils.tokenizers.corpus import count
 from shared.utils.tokenizers.pretokenize import (
     GPT2_PATTERN,
+    count_pieces,
     cut_at_spaces,
     fitting,
     key_text,
     split_pieces,
 )
-
-
-def count_pieces(text: str, patterns: tuple[str, ...] = (GPT2_PATTERN,)) -> Counter[str]:
-    """How often each pre-token occurs.
-
-    >>> count_pieces("low lower low low")
-    Counter({' low': 2, 'low': 1, ' lower': 1})
-    """
-    if patterns != (GPT2_PATTERN,):
-        return Counter(split_pieces(text, patterns))
-    keys = Counter()
-    for block in cut_at_spaces(text):
-        keys.update(block)
-    pieces = Counter()
-    for key, number in keys.items():
-        for piece in split_pieces(key_text(key), patterns):
-            pieces[piece] += number
-    return pieces
 
 
 def learn_merges(words: dict[str, int], tokens: list[bytes], n: int) -> list[tuple[int, int]]:

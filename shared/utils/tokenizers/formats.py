@@ -440,7 +440,7 @@ def check_pattern(pattern: str, path: Path) -> str:
             for p in re.findall(r"\\[pP](?:\{\^?\w*\}|.)", pattern)
             if not CATEGORY.fullmatch(p[3:-1])
         ),
-        *re.findall(r"\\[a-zA-Z0-9](?<!\\[pPsSdrnt])|(?<!\\)[\^$]|[?*+}]\+", outside),
+        *re.findall(r"\\[a-zA-Z0-9](?<!\\[pPsSdrnt])|(?<!\\)[\^$]|[?*+]\+|\d}\+", outside),
         *(set_ for set_ in brackets if re.search(r"\\[SDWwbh]|&&|.\[(?<!\\\[)|^\[\^?\]$", set_)),
     ]
     if strange:

@@ -17,7 +17,7 @@ import functools
 import re
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -172,3 +172,21 @@ def cut_at_spaces(text: str) -> Iterator[list[str]]:
 def key_text(key: str) -> str:
     """The text that a key of `cut_at_spaces` stands for."""
     return key[1:] if key[:1] == "\n" else " " + key
+
+
+def count_pieces(text: str, patterns: tuple[str, ...] = (GPT2_PATTERN,)) -> Counter[str]:
+    """How often each pre-token occurs.
+
+    >>> count_pieces("low lower low low")
+    Counter({' low': 2, 'low': 1, ' lower': 1})
+    """
+    if patterns != (GPT2_PATTERN,):
+        return Counter(split_pieces(text, patterns))
+    keys = Counter()
+    for block in cut_at_spaces(text):
+        keys.update(block)
+    pieces = Counter()
+    for key, number in keys.items():
+        for piece in split_pieces(key_text(key), patterns):
+            pieces[piece] += number
+    return pieces

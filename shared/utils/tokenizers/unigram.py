@@ -40,7 +40,13 @@ import numpy as np
 from shared import UserError
 from shared.utils.tokenizers import corpus
 from shared.utils.tokenizers.base import Cache, Tokenizer
-from shared.utils.tokenizers.pretokenize import GPT2_PATTERN, cut_at_spaces, fitting, key_text
+from shared.utils.tokenizers.pretokenize import (
+    GPT2_PATTERN,
+    count_pieces,
+    cut_at_spaces,
+    fitting,
+    key_text,
+)
 
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 UNKNOWN = -1  # in a path: a character that no token covers
@@ -114,7 +120,7 @@ class UnigramTokenizer(Tokenizer):
         fewer tokens than asked for if the text is too short to offer them. Raises UserError if
         bytes and characters alone are more than vocab_size, or the text is empty.
         """
-        counts = corpus.count(text_or_files, count_words, processes)
+        counts = corpus.count(text_or_files, count_pieces, processes)
         alphabet = sorted(set().union(*counts))
         if vocab_size < len(BYTES) + len(alphabet):
             raise UserError(
@@ -310,15 +316,6 @@ def log_sum_exp(values: list[float]) -> float:
 def split(text: str) -> list[str]:
     """The words of a text, which no token crosses."""
     return fitting(GPT2_PATTERN, text).findall(text)
-
-
-def count_words(text: str) -> Counter[str]:
-    """How often each word occurs in a text: all that training looks at."""
-    words: Counter[str] = Counter()
-    for key, count in Counter(chain.from_iterable(cut_at_spaces(text))).items():
-        for word in split(key_text(key)):
-            words[word] += count
-    return words
 
 
 def train_pieces(counts: Counter[str], alphabet: list[str], size: int) -> list[tuple[str, float]]:
