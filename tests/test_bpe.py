@@ -548,7 +548,7 @@ def test_decode_takes_what_models_give(trained):
 
 def test_a_token_can_be_shown(trained):
     assert trained.token_text(97) == "a"
-    assert trained.token_text(0xFF) == "\\xff"
+    assert trained.token_text(0xFF) == "<0xFF>"
     assert trained.token_text(trained.special_tokens[END]) == END
 
 

@@ -244,6 +244,13 @@ def test_the_picture_depends_on_where_the_cuts_are(tmp_path):
     assert len(pictures) == 3
 
 
+def test_dollars_in_a_token_are_not_read_as_mathematics(tmp_path):
+    tokenizer = BPETokenizer.train("$_$ " * 9, vocab_size=258)
+    assert visualize.colour_tokens(tokenizer, "$_$", False) == "$_$"
+    visualize.plot_tokens({"BPE": tokenizer}, "$_$", tmp_path / "t.png")
+    assert size_of_png(tmp_path / "t.png")[0] == 930
+
+
 def test_a_text_too_long_for_a_picture_is_refused(five, tmp_path):
     with pytest.raises(UserError, match="shorter text"):
         visualize.plot_tokens(five, "a\n" * 1000, tmp_path / "t.png")

@@ -20,7 +20,6 @@ The second draws how many characters a token holds on average, for growing vocab
 from __future__ import annotations
 
 import argparse
-import codecs
 import csv
 import functools
 import os
@@ -191,15 +190,6 @@ def train_all(text: str, vocab_size: int, also: str = "") -> dict[str, Tokenizer
     return {"Char": CharTokenizer.train(text + also), **trained}
 
 
-def hex_bytes(error: UnicodeDecodeError) -> tuple[str, int]:
-    """Bytes that are no character by themselves: <0xE2>."""
-    part = error.object[error.start : error.end]
-    return "".join(f"<0x{byte:02X}>" for byte in part), error.end
-
-
-codecs.register_error("hex_bytes", hex_bytes)
-
-
 class Shown(NamedTuple):
     """A token as a reader sees it."""
 
@@ -220,9 +210,7 @@ def show_tokens(tokenizer: Tokenizer, text: str) -> list[Shown]:
     shown = []
     # not strict: at the end the stream gives what is left of a broken character
     for index, piece in zip(ids, tokenizer.decode_stream(ids), strict=False):
-        token = tokenizer.tokens[index]
-        if isinstance(token, bytes):
-            token = token.decode("utf-8", "hex_bytes")
+        token = tokenizer.token_text(index)
         gap = " " if piece == " " + token else ""
         shown.append(Shown(gap, visible(token), index == unk_id))
     return shown

@@ -29,6 +29,7 @@ from shared.utils.tokenizers.base import Cache, Tokenizer
 from shared.utils.tokenizers.corpus import count
 from shared.utils.tokenizers.pretokenize import (
     GPT2_PATTERN,
+    LLAMA3_PATTERN,
     count_pieces,
     cut_at_spaces,
     fitting,
@@ -127,13 +128,30 @@ def falling(token: bytes) -> str:
     return "".join([chr(255 - byte) for byte in token]) + "\u0100"
 
 
-def check_special(special_tokens: Collection[str]) -> None:
+def surrogate(error: UnicodeEncodeError) -> UserError:
+    """Half a character (a lone surrogate) has no UTF-8."""
+    half = error.object[error.start]
+    return UserError(f"lone surrogate {half!r} in the text: read it again with errors='replace'")
+
+
+def check_special(special_tokens: Collection[str]) -> Collection[str]:
     """Raises UserError unless these can be told from each other and from ordinary text."""
+    for text in special_tokens:
+        if not isinstance(text, str) or not text or re.search("[\ud800-\udfff]", text):
+            raise UserError(f"{text!r} cannot be a special token: give a text like '<|endoftext|>'")
     if isinstance(special_tokens, str) or len(set(special_tokens)) < len(special_tokens):
         raise UserError("special_tokens must be a list of different texts")
-    for text in special_tokens:
-        if not isinstance(text, str) or not text:
-            raise UserError(f"{text!r} cannot be a special token: give a text like '<|endoftext|>'")
+    return special_tokens
+
+
+def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Raises UserError unless `patterns` is a list of patterns that compile."""
+    patterns = (None,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError("patterns must be a list of texts, such as [GPT2_PATTERN]")
+    for pattern in patterns:
+        fitting(pattern, "")
+    return patterns
 
 
 def special_pattern(special_tokens: Iterable[str]) -> re.Pattern[str]:
@@ -197,7 +215,18 @@ def merge_long(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[i
     return [each for each in ids if each >= 0]
 
 
+def hex_bytes(error: UnicodeDecodeError) -> tuple[str, int]:
+    part = error.object[error.start : error.end]
+    return "".join(f"<0x{byte:02X}>" for byte in part), error.end
+
+
+codecs.register_error("hex_bytes", hex_bytes)
+
 LONG = 100  # symbols: from here on the heap is faster
+
+# Patterns that let corpus.py cut a text: words go with the space before them.
+WORD_PATTERNS = {GPT2_PATTERN, LLAMA3_PATTERN}
+CUT_PATTERNS = WORD_PATTERNS | {r"\p{N}", r"\p{N}+"}
 
 
 class BPETokenizer(Tokenizer):
@@ -222,13 +251,22 @@ class BPETokenizer(Tokenizer):
         prefix_space: bool = False,
     ) -> None:
         self.tokens, self.merges = tokens, merges
-        self.special_tokens = special_tokens or {}
-        self.patterns, self.ignore_merges = tuple(patterns), ignore_merges
+        self.special_tokens = check_special(special_tokens or {})
+        self.patterns, self.ignore_merges = check_patterns(patterns), ignore_merges
         self.prefix_space = prefix_space
+        if not (set(self.patterns) <= CUT_PATTERNS and set(self.patterns) & WORD_PATTERNS):
+            self.cut_at = ""  # a piece may reach across any place
+        elif prefix_space:
+            self.cut_at = " "  # behind a newline, a space would come in
         specials = set(self.special_tokens.values())
         self.index = {token: i for i, token in enumerate(tokens) if i not in specials}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        for text, i in self.special_tokens.items():
+            if not 0 <= i < len(tokens) or tokens[i] not in (text.encode(), text):
+                raise UserError(f"special token {text!r} is not token {i}: the file is damaged")
         try:
+            if min(map(min, merges), default=0) < 0:
+                raise IndexError
             self.merged = [self.index[tokens[first] + tokens[second]] for first, second in merges]
             self.byte_ids = [self.index[token] for token in self.BYTE_TOKENS]
         except (IndexError, KeyError):
@@ -256,17 +294,19 @@ class BPETokenizer(Tokenizer):
         >>> [tokenizer.token_text(i) for i in tokenizer.encode("slow lowest")]
         ['s', 'low', ' ', 'lowe', 's', 't']
         """
-        check_special(special_tokens)
+        special_tokens, patterns = check_special(special_tokens), check_patterns(patterns)
         if vocab_size < (least := 256 + len(special_tokens)):
             raise UserError(
                 f"vocab_size {vocab_size} is too small: it must hold 256 bytes and the special "
                 f"tokens, so {least} at least"
             )
-        patterns = tuple(patterns)
         pieces = count(
             text_or_files, partial(count_pieces, patterns=patterns), processes, special_tokens
         )
-        words = {piece.encode().decode("latin-1"): number for piece, number in pieces.items()}
+        try:
+            words = {piece.encode().decode("latin-1"): times for piece, times in pieces.items()}
+        except UnicodeEncodeError as error:
+            raise surrogate(error) from None
         tokens = [bytes([byte]) for byte in range(256)]
         merges = learn_merges(words, tokens, vocab_size - least)
         specials = {text: len(tokens) + i for i, text in enumerate(special_tokens)}
@@ -330,10 +370,7 @@ class BPETokenizer(Tokenizer):
                 ids += [self.special_tokens[part]] if i % 2 else self.encode_ordinary(part, i == 0)
             return ids
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"lone surrogate {error.object[error.start]!r} in the text: it is damaged, read "
-                f"it again with errors='replace'"
-            ) from None
+            raise surrogate(error) from None
         except KeyError as error:
             raise UserError(
                 f"{error} is no special token of this tokenizer: it has "
@@ -380,7 +417,8 @@ class BPETokenizer(Tokenizer):
         yield decoder.decode(b"", final=True)
 
     def token_text(self, index: int) -> str:
-        return self.tokens[index].decode("utf-8", "backslashreplace")
+        """One token as a reader should see it; bytes that are no character as <0xE2>."""
+        return self.tokens[index].decode("utf-8", "hex_bytes")
 
     def state_dict(self) -> dict:
         return {
@@ -401,6 +439,8 @@ class BPETokenizer(Tokenizer):
             merges = [(int(first), int(second)) for first, second in state["merges"]]
             specials = {text: int(i) for text, i in state["special_tokens"].items()}
             options = state["patterns"], state["ignore_merges"], state["prefix_space"]
+            if not all(isinstance(flag, bool) for flag in options[1:]):
+                raise TypeError
             return cls(tokens, merges, specials, *options)
-        except (AttributeError, KeyError, TypeError, UnicodeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, UnicodeError, ValueError):
             raise UserError("the tokenizer's state is damaged: take a whole checkpoint") from None

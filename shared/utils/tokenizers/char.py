@@ -10,30 +10,29 @@ model must carry what it knows across all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from shared import UserError
+from shared.utils.tokenizers.base import Tokenizer
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One id for each character, in the order of their code points."""
 
     def __init__(self, characters: str) -> None:
         if not characters or len(set(characters)) != len(characters):
             raise UserError("the vocabulary must list each character once: train it on some text")
-        self.characters = characters
+        self.tokens = list(characters)
         self.id_of = {character: index for index, character in enumerate(characters)}
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
         """The alphabet of `text`.
 
-        >>> CharTokenizer.train("hello").characters
-        'ehlo'
+        >>> CharTokenizer.train("hello").tokens
+        ['e', 'h', 'l', 'o']
         """
         return cls("".join(sorted(set(text))))
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.characters)
 
     def encode(self, text: str) -> list[int]:
         """One id a character. Raises UserError that names the characters not in the vocabulary.
@@ -44,26 +43,29 @@ class CharTokenizer:
         try:
             return [self.id_of[character] for character in text]
         except KeyError:
-            unknown = sorted(set(text) - set(self.characters))
+            unknown = sorted(set(text) - self.id_of.keys())
             shown = " ".join(map(repr, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
             raise UserError(
                 f"not in the model's vocabulary: {shown}: use only the {self.vocab_size} "
                 f"characters it was trained on"
             ) from None
 
-    def decode(self, ids: list[int]) -> str:
-        """The text that `encode` turns into these ids. Raises UserError for an id out of range.
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The characters of ids that arrive one at a time.
 
-        >>> CharTokenizer("ehlo").decode([1, 0, 2, 2, 3])
+        >>> "".join(CharTokenizer("ehlo").decode_stream([1, 0, 2, 2, 3]))
         'hello'
         """
-        ids = list(ids)
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise UserError(f"token id out of range: ids run from 0 to {self.vocab_size - 1}")
-        return "".join([self.characters[index] for index in ids])
+        for index in ids:
+            yield self.tokens[self.checked([index])[0]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `encode` turns into these ids. Raises UserError for an id out of range."""
+        tokens = self.tokens
+        return "".join([tokens[index] for index in self.checked(ids)])
 
     def state_dict(self) -> dict:
-        return {"type": "char", "characters": self.characters}
+        return {"type": "char", "characters": "".join(self.tokens)}
 
     @classmethod
     def from_state_dict(cls, state: dict) -> CharTokenizer:

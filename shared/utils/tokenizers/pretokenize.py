@@ -50,6 +50,7 @@ NEWER = {
 }
 
 
+CATEGORIES = "C[cfnos]?|L[lmotu]?|M[cen]?|N[dlo]?|P[cdefios]?|S[ckmo]?|Z[lps]?"
 ASCII, BMP = 0x7F, 0xFFFF  # below: simple characters; below: the basic multilingual plane
 
 
@@ -72,6 +73,8 @@ def members(name: str, limit: int) -> str:
     """What stands between the brackets of a character class: "N" -> "0-9²³¹¼-¾..." (escaped)."""
     if name == "s":
         return WHITE_SPACE
+    if not re.fullmatch(CATEGORIES, name):
+        raise re.error(f"{name!r} is no general category of Unicode")
     spans = []
     for code in sorted(categories(limit)[name]):
         if spans and spans[-1][1] == code - 1:
@@ -94,16 +97,17 @@ def compile_pattern(pattern: str, limit: int = sys.maxunicode) -> re.Pattern[str
     """
     inside = False  # of [brackets], where a class is listed without brackets of its own
     parts = []
-    for part in re.findall(r"\\[pP]\{\w+\}|\\.|\[\^?|.", pattern, re.DOTALL):
-        if part[:2] in ("\\p", "\\s"):
-            listed = members(part[3:-1] or "s", limit)
-            parts.append(listed if inside else f"[{listed}]")
-        elif part[:2] in ("\\P", "\\S") and not inside:
-            parts.append(f"[^{members(part[3:-1] or 's', limit)}]")
-        else:
-            parts.append(part)
-            inside = part[0] == "[" or (inside and part != "]")
     try:
+        for part in re.findall(r"\\[pP]\{\w+\}|\\.|\[\^?|.", pattern, re.DOTALL):
+            name = part[3:-1] if part[1:2] in ("p", "P") else "s"
+            if part[:2] in ("\\p", "\\s"):
+                listed = members(name, limit)
+                parts.append(listed if inside else f"[{listed}]")
+            elif part[:2] in ("\\P", "\\S") and not inside:
+                parts.append(f"[^{members(name, limit)}]")
+            else:
+                parts.append(part)
+                inside = part[0] == "[" or (inside and part != "]")
         return re.compile("".join(parts))
     except (re.error, OverflowError) as error:
         raise UserError(f"not a pre-tokenization pattern: {error}: {pattern}") from None

@@ -21,7 +21,7 @@ Kudo & Richardson 2018, "SentencePiece: a simple and language independent subwor
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NoReturn
 
@@ -75,38 +75,13 @@ class SentencePieceBPE(BPETokenizer):
         # Then a text may be cut there, and most of its pieces have been seen before.
         inside = (SPACE in tokens[index].lstrip(SPACE) for index in self.merged)
         self.cuts = SPACE in self.index and not any(inside)
+        # corpus.py may do so as well, but for a dummy that would come to every chunk.
+        self.cut_at = " " if self.cuts and prefix != "prepend" else ""
 
     @classmethod
     def train(cls, *_: object, **__: object) -> NoReturn:
         """Such tokenizers are only loaded here."""
         raise UserError("SentencePieceBPE cannot be trained: load a file, or train a BPETokenizer")
-
-    @property
-    def boundary(self) -> re.Pattern[str]:
-        """Where corpus.py may cut a text: before a single space, or nowhere.
-
-        The part behind the cut is for `encode_rest`. Behind a special token there is no cut:
-        what follows has a dummy of its own.
-        """
-        if not self.cuts:
-            return re.compile("(?!)")
-        no_special = "".join(f"(?<!{re.escape(text)} )" for text in self.special_tokens)
-        return re.compile(rf" (?<=[^\s{SPACE}] ){no_special}(?=\S)")
-
-    def encode_rest(
-        self,
-        text: str,
-        allowed_special: str | Collection[str] = (),
-        disallowed_special: str | Collection[str] = (),
-    ) -> list[int]:
-        """The ids of a text that goes on where another was cut before a space.
-
-        encode(a) + encode_rest(b) == encode(a + b), if `boundary` allows the cut.
-        """
-        special = self.special_tokens if allowed_special == "all" else allowed_special
-        if self.prefix == "prepend" and not text.startswith(tuple(special)):
-            text = text[1:]  # the dummy stands in for the space
-        return self.encode(text, allowed_special, disallowed_special)
 
     def encode_ordinary(self, text: str, first: bool = True) -> list[int]:
         """The ids of a text without special tokens. first: no special token is before it."""

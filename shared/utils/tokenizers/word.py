@@ -232,10 +232,6 @@ class WordTokenizer(Tokenizer):
                 text = READY_JOINS.get(text, text)
             yield SPACE + text if space else text
 
-    def token_text(self, index: int) -> str:
-        """A token with its spaces made visible."""
-        return self.tokens[index].replace(" ", "␣").replace("\n", "⏎") or "‿"
-
     def state_dict(self) -> dict:
         return {"type": "word", "tokens": list(self.tokens), "ready_made": self.ready_made}
 
