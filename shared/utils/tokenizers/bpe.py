@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise, repeat
+from operator import add
 from pathlib import Path
 
 from shared import UserError
@@ -29,11 +30,11 @@ from shared.utils.tokenizers.base import Cache, Tokenizer
 from shared.utils.tokenizers.corpus import count
 from shared.utils.tokenizers.pretokenize import (
     GPT2_PATTERN,
-    LLAMA3_PATTERN,
     count_pieces,
     cut_at_spaces,
     fitting,
     key_text,
+    safe_cuts,
     split_pieces,
 )
 
@@ -57,31 +58,37 @@ def learn_merges(words: dict[str, int], tokens: list[bytes], n: int) -> list[tup
     spelled, numbers = list(words), list(words.values())
     counts, where = defaultdict(int), defaultdict(list)  # by pair, a string of two characters
     for index, (word, number) in enumerate(words.items()):
-        for pair in set(map("".join, pairwise(word))):
-            where[pair].append(index)
-        for pair in map("".join, pairwise(word)):
+        for pair in map(add, word, word[1:]):
             counts[pair] += number
+            where[pair].append(index)
     order = [falling(token) for token in tokens]
-
-    def entry(pair: str) -> tuple[int, str, str, str]:
-        return -counts[pair], order[ord(pair[0])], order[ord(pair[1])], pair
-
-    heap = [entry(pair) for pair in counts]
-    heapify(heap)
+    level_of = defaultdict(list)  # count -> the pairs that had it when they were last looked at
+    for pair, number in counts.items():
+        level_of[number].append(pair)
+    levels = [-number for number in level_of]  # a heap: the highest count first
+    heapify(levels)
     merges = []
-    while heap and len(merges) < n:
-        pair = heap[0][-1]
-        if -heap[0][0] != counts[pair]:  # it lost occurrences to earlier merges: back in line
-            heappop(heap)
-            if counts[pair]:
-                heappush(heap, entry(pair))
-            continue
-        first, second = pair
-        merges.append((ord(first), ord(second)))
-        tokens.append(tokens[ord(first)] + tokens[ord(second)])
-        order.append(falling(tokens[-1]))
-        for fresh in merge_pair(pair, chr(len(tokens) - 1), spelled, numbers, counts, where):
-            heappush(heap, entry(fresh))
+    while levels and len(merges) < n:
+        level = -heappop(levels)
+        equal = [(order[ord(p[0])], order[ord(p[1])], p) for p in level_of.pop(level)]
+        heapify(equal)
+        while equal and len(merges) < n:
+            *_, pair = heappop(equal)
+            touched = [pair]  # it may have lost occurrences to earlier merges
+            if counts[pair] == level:
+                first, second = map(ord, pair)
+                merges.append((first, second))
+                tokens.append(tokens[first] + tokens[second])
+                order.append(falling(tokens[-1]))
+                touched = merge_pair(pair, chr(len(tokens) - 1), spelled, numbers, counts, where)
+            for p in touched:
+                number = counts[p]
+                if number == level:
+                    heappush(equal, (order[ord(p[0])], order[ord(p[1])], p))
+                elif number:
+                    if number not in level_of:
+                        heappush(levels, -number)
+                    level_of[number].append(p)
     return merges
 
 
@@ -96,27 +103,29 @@ def merge_pair(
     """Puts the new token in place of the pair in every word -> the pairs that came into being."""
     first, second = pair
     fresh = defaultdict(list)
-    for index in where.pop(pair):
+    for index in dict.fromkeys(where.pop(pair)):
         word, number = spelled[index], numbers[index]
         at, end = word.find(pair), -1
         while at >= 0:
-            if at:  # left first -> left new
-                left = new if at == end else word[at - 1]
+            if at == end:  # the left neighbour is new as well: new first -> new new
+                fresh[new + first].pop()
+                fresh[new + new].append(index)
+            elif at:  # left first -> left new
+                left = word[at - 1]
                 counts[left + first] -= number
-                counts[left + new] += number
                 fresh[left + new].append(index)
             end = at + 2
             if end < len(word):  # second right -> new right
                 right = word[end]
                 counts[second + right] -= number
-                counts[new + right] += number
                 fresh[new + right].append(index)
             at = word.find(pair, end)
         spelled[index] = word.replace(pair, new)
     del counts[pair]
     for each, indices in fresh.items():
-        where[each] = list(dict.fromkeys(indices))
-    return [each for each in fresh if counts[each]]
+        counts[each] = sum([numbers[index] for index in indices])
+    where.update(fresh)
+    return list(fresh)
 
 
 def falling(token: bytes) -> str:
@@ -224,10 +233,6 @@ codecs.register_error("hex_bytes", hex_bytes)
 
 LONG = 100  # symbols: from here on the heap is faster
 
-# Patterns that let corpus.py cut a text: words go with the space before them.
-WORD_PATTERNS = {GPT2_PATTERN, LLAMA3_PATTERN}
-CUT_PATTERNS = WORD_PATTERNS | {r"\p{N}", r"\p{N}+"}
-
 
 class BPETokenizer(Tokenizer):
     """Byte-level BPE: 256 bytes, a token for each merge, special tokens.
@@ -254,10 +259,9 @@ class BPETokenizer(Tokenizer):
         self.special_tokens = check_special(special_tokens or {})
         self.patterns, self.ignore_merges = check_patterns(patterns), ignore_merges
         self.prefix_space = prefix_space
-        if not (set(self.patterns) <= CUT_PATTERNS and set(self.patterns) & WORD_PATTERNS):
-            self.cut_at = ""  # a piece may reach across any place
-        elif prefix_space:
-            self.cut_at = " "  # behind a newline, a space would come in
+        self.cut_at = safe_cuts(self.patterns)
+        if prefix_space:  # it would come in behind a newline as well
+            self.cut_at = self.cut_at.replace("\n", "")
         specials = set(self.special_tokens.values())
         self.index = {token: i for i, token in enumerate(tokens) if i not in specials}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -300,9 +304,8 @@ class BPETokenizer(Tokenizer):
                 f"vocab_size {vocab_size} is too small: it must hold 256 bytes and the special "
                 f"tokens, so {least} at least"
             )
-        pieces = count(
-            text_or_files, partial(count_pieces, patterns=patterns), processes, special_tokens
-        )
+        counter = partial(count_pieces, patterns=patterns)
+        pieces = count(text_or_files, counter, processes, special_tokens, safe_cuts(patterns))
         try:
             words = {piece.encode().decode("latin-1"): times for piece, times in pieces.items()}
         except UnicodeEncodeError as error:

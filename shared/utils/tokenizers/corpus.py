@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes: some 50 ms of work; each process takes up to 40 MB for it
 
-# A space or line end alone. Python's `\S` is neither Unicode's White_Space nor \x1c to \x1f, which
-# are white space to some: next to those no cut is made, and that is always safe.
-ALONE = re.compile(r"[ \n](?<=\S[ \n])(?=\S)")  # a set in front: `re` skips to it quickly
+# A space or line end alone. Python's `\s` is Unicode's White_Space and \x1c to \x1f, white space to
+# some, as ▁ is to SentencePiece: next to those no cut is made, and that is always safe.
+ALONE = re.compile(r"[ \n](?<=[^\s▁][ \n])(?=[^\s▁])")  # a set in front: `re` skips to it quickly
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,6 +188,7 @@ def count(
     counter: Callable[[str], Mapping],
     processes: int | None = None,
     special_tokens: Iterable[str] = (),
+    cut_at: str = " \n",
 ) -> Counter:
     """The sum of counter(piece) over a text or files (see read_chunks), on all cores.
 
@@ -202,7 +203,8 @@ def count(
     sources = _sources(text_or_files)
     special_tokens = sorted(special_tokens, key=len, reverse=True)  # the longest wins
     splitter = re.compile("|".join(map(re.escape, special_tokens))) if special_tokens else None
-    chunks = (chunk for chunk in _texts(sources, special_tokens, CHUNK) if chunk is not None)
+    texts = _texts(sources, special_tokens, CHUNK, cut_at)
+    chunks = (chunk for chunk in texts if chunk is not None)
     total: Counter = Counter()
     work = partial(_count_chunk, counter, splitter)
     with closing(_results(work, chunks, sources, processes, "counting")) as results:

@@ -336,7 +336,7 @@ def read_huggingface(path: Path) -> BPETokenizer:
         return SentencePieceBPE(
             list(vocab), merge_ids(merges, vocab, special, path), special, prefix
         )
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise UserError(f"{path} is damaged or no tokenizer.json: take a whole file") from None
 
 
@@ -409,11 +409,10 @@ def read_pre_tokenizer(node: dict, path: Path) -> dict:
     for step in steps[:-1]:
         if step["type"] == "Digits":
             patterns.append(r"\p{N}" if step["individual_digits"] else r"\p{N}+")
-        elif (
-            step["type"] == "Split"
-            and list(step["pattern"]) == ["Regex"]
-            and (step["behavior"], step["invert"]) == ("Isolated", False)
-        ):
+        elif step["type"] == "Split" and "Regex" in step["pattern"]:
+            for name, expected in {"behavior": "Isolated", "invert": False}.items():
+                if step[name] != expected:
+                    refuse(path, f"Split with {name}", step[name])
             patterns.append(check_pattern(step["pattern"]["Regex"], path))
         else:
             refuse(path, "pre_tokenizer", step)
