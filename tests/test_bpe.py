@@ -135,6 +135,14 @@ def test_files_chunks_and_processes_do_not_matter(tales, tmp_path, monkeypatch):
         assert BPETokenizer.train(tales, 600, [END], processes=processes).state_dict() == whole
 
 
+@pytest.mark.parametrize("patterns", [(), (r"[^e]+",), (LLAMA3_PATTERN,)])
+def test_other_patterns_are_counted_whatever_the_cutting(patterns, tales, monkeypatch):
+    whole = BPETokenizer.train(tales[:5000], 400, patterns=patterns)
+    monkeypatch.setattr(corpus, "CHUNK", 20)
+    cut = BPETokenizer.train(tales[:5000], 400, patterns=patterns, processes=1)
+    assert cut.state_dict() == whole.state_dict()
+
+
 def test_a_file_of_several_chunks_is_counted_like_its_text(tales, tmp_path):
     text = tales * (3 * corpus.CHUNK // len(tales) + 1)
     path = tmp_path / "long.txt"
@@ -342,6 +350,7 @@ def test_ids_of_every_code_point_are_tiktokens(both):
 CROWDED = [(0, 0x33FF), (0xA000, 0xABFF), (0xF900, 0x123FF), (0x16000, 0x17000), (0x1B000, 0x20000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["a{}b ", "{0}{0} {0}\n", "1{0}'{0}s"])
 def test_ids_of_code_points_between_others_are_tiktokens(both, form):
     codes = [code for low, high in CROWDED for code in range(low, high + 1)]
@@ -608,6 +617,7 @@ def test_time_to_train_is_linear(kind):
     )
 
 
+@pytest.mark.slow
 def test_a_million_spaces_come_back(both):
     ours, _ = both  # tiktoken panics here
     for text in (" " * 1_000_000, " " * 1_000_000 + "a", "\n" * 1_000_000 + " "):

@@ -229,7 +229,7 @@ def test_ids_of_tales_are_the_librarys(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_of_real_files_are_the_librarys(kind):
     for path in FILES:
-        assert_same(ours(kind), library(kind), path.read_bytes().decode())
+        assert_same(ours(kind), library(kind), path.read_bytes().decode()[:200_000])
 
 
 @pytest.mark.slow
@@ -485,8 +485,8 @@ def test_a_stream_waits_for_the_end_of_bytes_only():
 def test_a_file_in_chunks_is_encoded_like_the_text(kind, tmp_path, monkeypatch):
     from shared.utils.tokenizers import corpus
 
-    monkeypatch.setattr(corpus, "CHUNK", 50)
-    path, text = tmp_path / "a.txt", (tales()[:3000] + EXTRA + "<s> a <a> b c" * 30)
+    monkeypatch.setattr(corpus, "CHUNK", 1)
+    path, text = tmp_path / "a.txt", (tales()[:2000] + EXTRA + "<s> a <a> b c" * 30 + "x▁ ½ ▁\n▁ ")
     path.write_text(text, "utf-8", newline="")
     ids = corpus.encode_file(ours(kind), path, tmp_path / "ids", 1, allowed_special="all")
     assert ids.tolist() == ours(kind).encode(text, allowed_special="all")

@@ -39,6 +39,7 @@ def matched_by_tiktoken(pattern: str, text: str) -> str:
     return bytes(encoding.encode_ordinary(text)).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     [r"\p{L}", r"\p{N}", r"\s", r"\P{L}", r"\S", r"[^\s\p{L}\p{N}]", r"[^\r\n\p{L}\p{N}]"],

@@ -166,6 +166,7 @@ def test_files_and_text_give_the_same_vocabulary(tmp_path):
     assert WordTokenizer.train(paths).tokens == WordTokenizer.train(TALES).tokens
 
 
+@pytest.mark.slow
 def test_a_long_line_without_spaces_takes_linear_time():
     text = "<" * 300_000 + "'" * 300_000 + "a'" * 300_000
     tokenizer = WordTokenizer.train(text)

@@ -169,6 +169,7 @@ def test_long_words_are_unknown_as_in_the_library(library):
 # ---------------------------------------------------------------------------------- compression
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size", [2000, 8000])
 @pytest.mark.parametrize("lowercase", [False, True])
 @pytest.mark.parametrize("name", ["tiny-shakespeare/input.txt", "wikitext-2/valid.txt", "tales"])

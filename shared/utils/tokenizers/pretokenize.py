@@ -187,22 +187,20 @@ def keys_of(block: str) -> list[str]:
     return keys
 
 
-def white_runs(text: str) -> Iterator[tuple[int, int]]:
+def white_runs(text: str) -> list[tuple[int, int]]:
     r"""Where white space stands next to white space: the start and end of each run.
 
-    >>> list(white_runs("a  b c\n\n\n"))
+    >>> white_runs("a  b c\n\n\n")
     [(1, 3), (6, 9)]
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     white = WHITE.take(codes, mode="clip")
     twos = np.flatnonzero(white[1:] & white[:-1])  # the place of the first of two
-    apart = np.flatnonzero(np.diff(twos) > 1)
-    starts, ends = np.append(-1, apart) + 1, np.append(apart, len(twos) - 1)
-    return (
-        zip(twos[starts].tolist(), (twos[ends] + 2).tolist(), strict=True)
-        if len(twos)
-        else iter(())
-    )
+    if not len(twos):
+        return []
+    first = np.diff(twos, prepend=-2) > 1  # of a run; where the next one is the first: last
+    last = np.roll(first, -1)
+    return list(zip(twos[first].tolist(), (twos[last] + 2).tolist(), strict=True))
 
 
 def key_text(key: str) -> str:
