@@ -24,6 +24,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from model import CharRNN as Model
 from torch import Tensor
 
 from shared import UserError
-from shared.utils.tokenizers import CharTokenizer, tokenizer_from_state_dict
+from shared.utils.tokenizers import Tokenizer, tokenizer_from_state_dict
 
 HERE = Path(__file__).resolve().parent
 FORMAT, VERSION = "language-models-from-scratch", 1
@@ -166,7 +167,7 @@ def seconds_of_product(dtype: torch.dtype) -> float:
     return min(times)
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, CharTokenizer, dict]:
+def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
     """The model (in evaluation mode), its tokenizer and all else that train.py saved.
 
     Raises UserError if the file is missing, damaged, foreign or of another model. The last bytes
@@ -236,7 +237,17 @@ def generate(
         logits, state = model(token.to(device), state)
 
 
-def opening(tokenizer: CharTokenizer) -> list[int]:
+def show(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> None:
+    """Print the tokens that follow a prompt, each as soon as it is drawn.
+
+    What a token looks like may depend on those before it: words have a space between them.
+    """
+    texts = tokenizer.decode_stream(chain(prompt, tokens))
+    for text in islice(texts, len(prompt), None):
+        print(text, end="", flush=True)
+
+
+def opening(tokenizer: Tokenizer) -> list[int]:
     """The prompt where none is given: the start of a line, if the model knows line breaks."""
     try:
         return tokenizer.encode("\n")
@@ -272,8 +283,7 @@ def main() -> None:
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     print(args.prompt or "", end="", flush=True)
     options = args.temperature, args.top_k, args.top_p, seed
-    for token in generate(model, prompt, args.length, *options):
-        print(tokenizer.decode([token]), end="", flush=True)
+    show(tokenizer, prompt, generate(model, prompt, args.length, *options))
     print()
 
 

@@ -23,6 +23,7 @@ from generate import (
     load_checkpoint,
     opening,
     pick_device,
+    show,
 )
 
 from shared import UserError
@@ -61,8 +62,7 @@ def reply(model, tokenizer, line: str, options: dict) -> None:
     try:
         prompt = tokenizer.encode(line) if line else opening(tokenizer)
         print(line, end="", flush=True)
-        for token in generate(model, prompt, **{**options, "seed": seed}):
-            print(tokenizer.decode([token]), end="", flush=True)
+        show(tokenizer, prompt, generate(model, prompt, **{**options, "seed": seed}))
     except UserError as error:
         print(f"error: {error}", end="")
     except KeyboardInterrupt:

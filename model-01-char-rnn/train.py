@@ -44,7 +44,7 @@ from shared import UserError
 from shared.data.download import Corpus, load_default, load_text
 from shared.data.tales import recall_probes
 from shared.utils import visualize
-from shared.utils.tokenizers import CharTokenizer
+from shared.utils.tokenizers import CharTokenizer, Tokenizer
 
 DATASET = "tiny-shakespeare"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
@@ -76,7 +76,7 @@ class Run:
 
     args: argparse.Namespace
     corpus: Corpus
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     train: Tensor  # (N,) token ids
     valid: Tensor
     model: Model

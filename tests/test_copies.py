@@ -15,7 +15,7 @@ from conftest import MODELS, ROOT
 SAME = {
     "generate.py": {
         *["Arguments", "command", "find", "pick_device", "pick_dtype", "seconds_of_product"],
-        *["load_checkpoint", "sample", "add_sampling_flags", "add_device_flag", "main"],
+        *["load_checkpoint", "sample", "show", "add_sampling_flags", "add_device_flag", "main"],
     },
     "train.py": {
         *["settle", "autocast", "evaluate_and_sample", "replacing", "save_checkpoint", "restore"],

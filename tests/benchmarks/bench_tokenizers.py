@@ -7,6 +7,7 @@ the number of tokens on the first million characters must agree within 0.5 %.
 
     python tests/benchmarks/bench_tokenizers.py                          # everything: ten minutes
     python tests/benchmarks/bench_tokenizers.py --only "encode warm" --data books.txt
+    python tests/benchmarks/bench_tokenizers.py --only file --file 2gb.txt          # and memory
     python tests/benchmarks/bench_tokenizers.py --only minbpe --minbpe ../minbpe    # a checkout
 
 It needs tiktoken and tokenizers (and regex for minbpe), and GPT-2's vocabulary and Tiny
@@ -25,6 +26,8 @@ import random
 import statistics
 import sys
 import sysconfig
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -40,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from shared.utils.tokenizers import BPETokenizer  # noqa: E402
-from shared.utils.tokenizers.corpus import read_chunks  # noqa: E402
+from shared.utils.tokenizers.corpus import encode_file, read_chunks  # noqa: E402
 from shared.utils.tokenizers.pretokenize import GPT2_PATTERN  # noqa: E402
 
 DATA = Path(os.environ.get("LMFS_DATA_DIR") or ROOT.parent / "shared/data")
@@ -212,6 +215,39 @@ def bench_hostile(name: str, kind: str, repeat: int) -> None:
             bench_encode(name, text, cold=True, repeat=repeat if size < 10 * MILLION else 1)
 
 
+def tree_memory(process: int) -> int:
+    """Bytes that a process and all its children hold, what they share counted once (Linux)."""
+    try:
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
+        children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
+    except OSError:  # it has just ended
+        return 0
+    own = int(rollup.split("Pss:")[1].split()[0]) * 1024
+    return own + sum(tree_memory(int(child)) for child in children.split())
+
+
+def bench_file(name: str, path: Path) -> None:
+    """Encode a whole file into a file, on all cores, and watch the memory."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.2):
+            peak = max(peak, tree_memory(os.getpid()))
+
+    watcher = threading.Thread(target=watch)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = our_gpt2()
+        watcher.start()
+        seconds, ids = clock(lambda: encode_file(tokenizer, path, Path(folder) / "ids"))
+        done.set()
+        watcher.join()
+        print(
+            f"{name}: {path.stat().st_size:,} bytes -> {len(ids):,} ids ({ids.dtype}) in "
+            f"{seconds:.0f} s, {peak / 1e9:.2f} GB at the peak"
+        )
+
+
 def rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[str], None]]]:
     """Name and work of each row."""
     shakespeare = read(DATA / "tiny-shakespeare/input.txt")
@@ -232,6 +268,8 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[str], None]]
     yield "encode large, tokenizers", partial(bench_rust_encode, text=large)
     for kind in HOSTILE:
         yield f"hostile {kind}", partial(bench_hostile, kind=kind, repeat=args.repeat)
+    if args.file:
+        yield "file", partial(bench_file, path=args.file)
     if args.minbpe:
         yield "minbpe", partial(bench_minbpe, text=shakespeare, folder=args.minbpe)
 
@@ -242,6 +280,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=20, help="of it, in million characters")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--file", type=Path, help="a file of any size to encode on all cores")
     parser.add_argument("--minbpe", type=Path, help="a checkout of karpathy/minbpe")
     args = parser.parse_args()
     print(
