@@ -470,7 +470,8 @@ def train(run: Run) -> int:
     args, times, saved = run.args, [], time.perf_counter()
     forward = compiled(run) if args.compile else run.model
     with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
-        if run.step == 0:
+        if run.step == 0:  # also where a run was killed before its first step
+            run.history, run.samples, run.best = [], [], math.inf
             log(run)
             visualize.new_figure()  # loads matplotlib, which must not count as evaluation
             began = time.perf_counter()

@@ -210,7 +210,8 @@ def test_help_shows_the_defaults_of_the_small_preset(model, monkeypatch, capsys)
 def test_flags_that_a_readme_mentions_exist(readme, monkeypatch, capsys):
     """Of any script: a flag that was renamed is found here."""
     known = {"--no-sync", "--cell", "--help"}  # uv's, and one that an exercise asks for
-    scripts = [*ROOT.glob("model-*/*.py"), *ROOT.glob("shared/*/*.py")]
+    folders = ("model-*", "shared/*", "tests/benchmarks")
+    scripts = [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     for path in scripts:
         known |= set(re.findall(r"--[a-z][\w-]*", path.read_text(encoding="utf-8")))
     text = (ROOT / readme).read_text(encoding="utf-8")

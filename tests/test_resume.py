@@ -181,6 +181,21 @@ def test_a_signal_saves_and_prints_a_command_that_goes_on(
     assert_same_results(tmp_path / "two", tmp_path / "one")
 
 
+def test_killed_before_the_first_step_equals_never_killed(
+    uninterrupted, mods, train, flags, tmp_path
+):
+    """The first evaluation is in last.pt already, and must not be there twice."""
+
+    def killed(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mods.train, "train_step", killed)
+        assert train(flags, "--out", tmp_path / "killed").status == 130
+    assert train("--resume", tmp_path / "killed" / "last.pt").status == 0
+    assert_same_results(tmp_path / "killed", uninterrupted)
+
+
 @pytest.mark.slow
 def test_killed_at_20_random_moments_equals_never_killed(spec, train, flags, tmp_path):
     """SIGKILL leaves no time for anything. Where no last.pt exists yet, the run starts anew."""
