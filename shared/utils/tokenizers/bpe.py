@@ -46,21 +46,15 @@ def learn_merges(words: dict[str, int], tokens: list[bytes], n: int) -> list[tup
     stands for token i, so that a merge is a `str.replace`. Equally frequent pairs: the
     lexicographically greatest pair of byte strings wins, so the result does not depend on the
     order of the words. Fewer than n merges are returned when every word is a single token.
-    `tokens` grows by the token of each merge.
-
-    Counting all pairs anew after each merge would take hours. But a merge changes counts only
-    next to the places where it happens, and `where` remembers these.
+    `tokens` grows by the token of each merge. Counting all pairs anew for each would take hours;
+    but a merge changes counts only where it happens, and `where` remembers these words.
 
     >>> tokens = [bytes([i]) for i in range(256)]
     >>> learn_merges({"low": 1, " lower": 1, " lowest": 1}, tokens, 3), tokens[256:]
     ([(111, 119), (108, 256), (257, 101)], [b'ow', b'low', b'lowe'])
     """
     spelled, numbers = list(words), list(words.values())
-    counts, where = defaultdict(int), defaultdict(list)  # by pair, a string of two characters
-    for index, (word, number) in enumerate(words.items()):
-        for pair in map(add, word, word[1:]):
-            counts[pair] += number
-            where[pair].append(index)
+    counts, where = count_pairs(words)
     order = [falling(token) for token in tokens]
     level_of = defaultdict(list)  # count -> the pairs that had it when they were last looked at
     for pair, number in counts.items():
@@ -90,6 +84,21 @@ def learn_merges(words: dict[str, int], tokens: list[bytes], n: int) -> list[tup
                         heappush(levels, -number)
                     level_of[number].append(p)
     return merges
+
+
+def count_pairs(words: dict[str, int]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """How often each pair of neighbours occurs, and in which words (by their place).
+
+    >>> counts, where = count_pairs({"low": 2, "lot": 1})
+    >>> dict(counts), dict(where)
+    ({'lo': 3, 'ow': 2, 'ot': 1}, {'lo': [0, 1], 'ow': [0], 'ot': [1]})
+    """
+    counts, where = defaultdict(int), defaultdict(list)
+    for index, (word, number) in enumerate(words.items()):
+        for pair in map(add, word, word[1:]):
+            counts[pair] += number
+            where[pair].append(index)
+    return counts, where
 
 
 def merge_pair(

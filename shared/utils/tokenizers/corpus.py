@@ -263,16 +263,20 @@ def encode_file(
     special_tokens = getattr(tokenizer, "special_tokens", ())
     chunks = _texts(sources, special_tokens, CHUNK, getattr(tokenizer, "cut_at", " \n"))
     work = partial(_encode_chunk, tokenizer, encode_options, separator, dtype)
+    with closing(_results(work, chunks, sources, processes, "encoding")) as results:
+        _write(out, results, sources[0])
+    return np.memmap(out, dtype, mode="r")
+
+
+def _write(out: Path, blocks: Iterable[np.ndarray], source: Path) -> None:
+    """The blocks, one after the other, as a file: whole or not at all."""
     unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
-        with (
-            unfinished.open("wb") as file,
-            closing(_results(work, chunks, sources, processes, "encoding")) as results,
-        ):
-            for ids in results:
-                file.write(ids)
+        with unfinished.open("wb") as file:
+            for block in blocks:
+                file.write(block)
             if not file.tell():
-                raise UserError(f"no tokens in {sources[0]}: give more text")
+                raise UserError(f"no tokens in {source}: give more text")
             file.flush()
             os.fsync(file.fileno())  # before the rename, or a power cut could leave half of it
         unfinished.replace(out)
@@ -280,7 +284,6 @@ def encode_file(
         raise UserError(f"{out} cannot be written ({error.strerror}): mend that") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return np.memmap(out, dtype, mode="r")
 
 
 def _encode_chunk(
