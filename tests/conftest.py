@@ -38,6 +38,7 @@ class Spec(NamedTuple):
     folder: str
     name: str  # the class in model.py
     flags: str  # its smallest sensible shape
+    unit: str = "character"  # what a token is
 
     @property
     def size(self) -> dict[str, int]:
@@ -48,9 +49,10 @@ class Spec(NamedTuple):
 
 MODELS = [
     Spec("model-01-char-rnn", "CharRNN", "--hidden-size 16 --layers 1"),
+    Spec("model-02-word-rnn", "WordRNN", "--hidden-size 16 --layers 1", "word"),
 ]
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
-MODULES = ("model", "generate", "ngram", "train", "interactive")
+MODULES = ("model", "generate", "ngram", "train", "interactive", "embeddings")
 
 
 @functools.cache

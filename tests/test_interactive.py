@@ -75,9 +75,15 @@ def test_options_are_set_shown_and_reset(talk):
         assert part in shown[-1]
 
 
-def test_length_counts_the_new_tokens(talk):
+def test_length_counts_the_new_tokens(spec, talk):
     texts = [talk(f"/length {n}", "/temperature 0", "Once").out for n in (10, 30)]
-    assert len(texts[1]) - len(texts[0]) in (19, 20, 21)  # the shown length may have a digit more
+    assert len(texts[1]) > len(texts[0])
+    if spec.unit == "character":
+        assert len(texts[1]) - len(texts[0]) in (
+            19,
+            20,
+            21,
+        )  # the shown length may have a digit more
 
 
 def test_help_names_every_command(talk):
@@ -110,9 +116,10 @@ def test_a_refused_value_changes_nothing(talk):
     assert "length 7" in shown and "temperature 0.8" in shown and "seed 2" in shown
 
 
-def test_unknown_characters_are_named_and_the_talk_goes_on(talk):
+def test_unknown_characters_are_named_and_the_talk_goes_on(spec, talk):
     out = talk("雪", "Once").out
-    assert "error: " in out and "'雪'" in out
+    if spec.unit == "character":  # to a word model it is an unknown word
+        assert "error: " in out and "'雪'" in out
     assert "Once" in out.split("雪")[-1]
 
 

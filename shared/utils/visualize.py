@@ -161,6 +161,17 @@ def plot_recall(paths: list[Path], path: Path) -> None:
     figure.savefig(path, format="png", dpi=120)
 
 
+def plot_words(words: list[str], points: list[list[float]], path: Path, title: str) -> None:
+    """Words at points of a plane (N, 2), as a PNG."""
+    figure, axes = new_figure((11, 8))
+    axes.scatter(*zip(*points, strict=True), s=6, color=ORANGE)
+    for word, point in zip(words, points, strict=True):
+        style = dict(xytext=(2, 2), textcoords="offset points", size=8, parse_math=False)
+        axes.annotate(drawable(word), point, color=BLUE, **style)
+    axes.set(title=title, xlabel="first component", ylabel="second component")
+    figure.savefig(path, format="png", dpi=120)
+
+
 # ---------------------------------------------------------------------------------------------
 # Where tokenizers cut a text
 # ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ class Tokenizer(ABC):
     """
 
     tokens: list
+    unk_id: int | None = None  # the token of unknown words, where there are such
     cut_at = " \n"  # a text cut before a lone space, or after a lone newline, encodes to the same
 
     @property

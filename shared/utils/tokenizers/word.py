@@ -290,6 +290,10 @@ class WordTokenizer(Tokenizer):
 
         Where the rule would print it otherwise, SPACE or GLUE come before a token.
         """
+        if half := re.search("[\ud800-\udfff]", chunk):
+            raise UserError(
+                f"lone surrogate {half[0]!r} in the text: read it again with errors='replace'"
+            )
         ids = []
         for index in self._lookup(chunk):
             kind = self._kinds[index]
