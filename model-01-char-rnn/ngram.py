@@ -1,6 +1,6 @@
 """Counting n-grams: the language model from before neural networks, and the bar to clear.
 
-How often did each character follow the last n - 1? That table is the whole model:
+How often did each token follow the last n - 1? That table is the whole model; with letters:
 
     "the quee" ->  n 412   r 3   .  1            order 9: sharp, but rarely seen before
             e  ->  ' ' 9800   r 5200   n 3100    order 2: always seen, but vague
@@ -8,7 +8,7 @@ How often did each character follow the last n - 1? That table is the whole mode
 Long contexts are sharp and rare, short ones vague and common. Interpolated Kneser-Ney smoothing
 mixes them: take a little (the discount D) off every count, and give what was taken to the next
 shorter context. A short context's counts are then not "how often" but "after how many different
-characters", for it is asked only when the long one does not know (Kneser & Ney 1995; the three
+tokens", for it is asked only when the long one does not know (Kneser & Ney 1995; the three
 discounts are Chen & Goodman's, 1999).
 
 Shapes: N tokens, V vocabulary, G_k different k-grams
@@ -145,21 +145,21 @@ def main() -> None:
     parser = Arguments("Count n-grams, predict with them, and write.", "ngram.py")
     parser.text("--dataset", "a dataset's name or a text file (tiny-shakespeare, or tales)")
     parser.number("--order", int, "longest n-gram, in tokens", 1, 30, default=5)
-    parser.number("--length", int, "characters to write with the longest", 0, default=300)
+    parser.number("--length", int, "tokens to write with the longest", 0, default=300)
     parser.number("--seed", int, "seed of what it writes", 0, default=1337)
     args = parser.parse()
     corpus = load_text(args.dataset) if args.dataset else load_default("tiny-shakespeare")
     tokenizer = CharTokenizer.train(corpus.train + corpus.valid)
     train, valid = (np.array(tokenizer.encode(text)) for text in (corpus.train, corpus.valid))
     if len(valid) < 2:
-        raise UserError(f"{corpus.name} has under 2 characters to predict: give it more text")
-    print(f"{corpus.name}: {len(train):,} characters counted, {len(valid):,} predicted")
-    print("order      n-grams   nats/char   perplexity   bits/char")
+        raise UserError(f"{corpus.name} has under 2 tokens to predict: give it more text")
+    print(f"{corpus.name}: {len(train):,} tokens counted, {len(valid):,} predicted")
+    print("order      n-grams  nats/token   perplexity   bits/char")
     for order in range(1, args.order + 1):
         model = NGram(train, order, tokenizer.vocab_size)
         nats = -model.log_probs(valid)[1:].mean()
         grams = sum(len(keys) for keys in model.keys)
-        bits = nats / math.log(2)
+        bits = nats / math.log(2) * len(valid) / len(corpus.valid)
         print(f"{order:5}{grams:13,}{nats:12.4f}{math.exp(nats):13.2f}{bits:12.4f}")
     if corpus.floor is not None:
         print(f"entropy floor: {corpus.floor:.4f} bits/char: no model can do better")
