@@ -56,7 +56,8 @@ class Arguments(argparse.ArgumentParser):
 
     def text(self, flag: str, help: str, default: str | None = None, **more) -> None:
         """A flag that takes any text."""
-        help += f" ({default})" if default else ""
+        usual = default or self.usual.get(flag[2:].replace("-", "_"))
+        help += f" ({usual})" if usual else ""
         self.group.add_argument(flag, help=help, default=default, **more)
 
     def choice(self, flag: str, help: str, choices: list[str], default: str | None = None) -> None:

@@ -11,17 +11,17 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, Spec, environment, run_script
+from conftest import ROOT, Spec, copied, environment, run_script
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 VOCAB = 20
-SCRIPTS = ("train.py", "generate.py", "interactive.py")
 TRAINING_FLAGS = [  # of every model; those of its size stand in conftest.MODELS
     *["--dataset", "--preset", "--dropout", "--epochs", "--steps", "--minutes", "--batch-size"],
     *["--context", "--lr", "--seed", "--out", "--resume", "--save-every", "--eval-every"],
@@ -33,6 +33,7 @@ TRAINING_FLAGS = [  # of every model; those of its size stand in conftest.MODELS
 GOLDEN = {
     "model-01-char-rnn": "wsigxoocpuc yxzojpc yebfogcyybixokcywebqsodfvgpuyyqgffhou\nyf",
     "model-02-word-rnn": "smzmjipukb\nqixipnpolrn cokyfoipumjipukb\nqixipnpolrn cokyfoip",
+    "model-03-lstm-attention": "sspepaaggkdzzgcakdakgzcgygykcgywrkzkckgckkkoyyyyyry xkakzoko",
 }
 
 
@@ -179,6 +180,7 @@ def slow_distribution(logits: list[float], temperature: float, top_k: int, top_p
     return [p / sum(result) for p in result]
 
 
+@copied("sample")
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 3, 100])
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.8, 1.0])
@@ -197,6 +199,7 @@ def test_top_k_and_top_p_compose_as_in_a_slow_twin(mods, temperature, top_k, top
         assert abs(share - p) < 5 * (p * (1 - p) / draws) ** 0.5 + 1e-9
 
 
+@copied("sample")
 def test_temperature_0_and_top_k_1_take_the_likeliest(mods):
     logits = torch.randn(50, 13, generator=torch.Generator().manual_seed(0))
     likeliest = logits.argmax(-1, keepdim=True)
@@ -206,6 +209,7 @@ def test_temperature_0_and_top_k_1_take_the_likeliest(mods):
         assert torch.equal(drawn, likeliest)
 
 
+@copied("sample")
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-37, 1e-39, 1e-60, 1e-320])
 def test_a_temperature_near_0_is_greedy_too(mods, temperature):
     logits = torch.randn(5, 13, generator=torch.Generator().manual_seed(0)) * 5
@@ -247,8 +251,8 @@ def test_greedy_text_is_the_argmax_at_every_step(spec, mods):
 
 def golden_text(
     spec: Spec, mods: SimpleNamespace, dtype: torch.dtype = torch.float32
-) -> tuple[str, float]:
-    """Greedy text of the model with weights by formula, and the closest race on its way."""
+) -> tuple[str, Tensor]:
+    """Greedy text of the model with weights by formula, and the logits on its way: (60, V)"""
     alphabet = "\n abcdefghijklmnopqrstuvwxyz"
     model = getattr(mods.model, spec.name)(vocab_size=len(alphabet), **spec.size).eval().to(dtype)
     with torch.inference_mode():
@@ -256,26 +260,26 @@ def golden_text(
             wave = torch.arange(weight.numel(), dtype=torch.float64)
             values = torch.sin(wave * wave * 0.37 + wave * 1.3 + n)  # no pattern that repeats
             weight.copy_(values.view_as(weight) * (1.2 if weight.dim() > 1 else 0.2))
-        tokens, state, closest = [0], None, math.inf
+        tokens, state, rows = [0], None, []
         for _ in range(60):
             logits, state = model(torch.tensor([tokens[-1:]]), state)
-            best, second = logits[0, -1].topk(2).values.tolist()
-            closest = min(closest, best - second)
+            rows.append(logits[0, -1].double())
             tokens.append(int(logits[0, -1].argmax()))
     assert list(mods.generate.generate(model, [0], 60, temperature=0)) == tokens[1:]
-    return "".join(alphabet[i] for i in tokens[1:]), closest
+    return "".join(alphabet[i] for i in tokens[1:]), torch.stack(rows)
 
 
 def test_golden_greedy_text(spec, mods):
     """The mathematics of the model, held fast: any change to it changes this text.
 
-    The margin, and the same text in float64, show that rounding (another CPU, another PyTorch)
-    does not tip a choice.
+    Rounding (another CPU, another PyTorch) does not tip a choice: the closest race is won by far
+    more than what float32 rounds away, and float64 writes the same.
     """
-    text, closest = golden_text(spec, mods)
-    assert closest > 1e-3
-    assert text == GOLDEN[spec.folder]
-    assert golden_text(spec, mods, torch.float64)[0] == text
+    text, logits = golden_text(spec, mods)
+    exact_text, exact = golden_text(spec, mods, torch.float64)
+    assert text == exact_text == GOLDEN[spec.folder]
+    best, second = exact.topk(2).values.unbind(1)
+    assert (best - second).min() > 20 * (logits - exact).abs().max()
 
 
 def test_writing_far_past_the_context_neither_crashes_nor_slows(spec, mods):
@@ -316,6 +320,7 @@ def test_generate_without_a_seed_differs_each_time(spec, mods, trained, run_main
     assert len(texts) == 3
 
 
+@copied("find")
 def test_generate_takes_a_relative_checkpoint_from_inside_and_from_the_root(spec, folder_copy):
     flags = "--checkpoint checkpoints/best.pt --length 20 --seed 1 --device cpu"
     inside = run_script(folder_copy / "generate.py", flags, cwd=folder_copy)
@@ -325,6 +330,7 @@ def test_generate_takes_a_relative_checkpoint_from_inside_and_from_the_root(spec
     assert inside == root == default
 
 
+@copied("show", "command")
 def test_generate_streams(spec, trained):
     """The first characters are there long before the last."""
     command = [sys.executable, str(ROOT / spec.folder / "generate.py"), "--length", "10000000"]
@@ -337,6 +343,7 @@ def test_generate_streams(spec, trained):
             process.kill()
 
 
+@copied("command")
 def test_generate_into_a_pipe_that_closes_ends_quietly(spec, trained):
     """As in `python generate.py | head`."""
     command = [sys.executable, str(ROOT / spec.folder / "generate.py"), "--length", "10000000"]
@@ -352,6 +359,7 @@ def test_generate_into_a_pipe_that_closes_ends_quietly(spec, trained):
             process.kill()
 
 
+@copied("command")
 @pytest.mark.slow
 def test_generate_writes_utf_8_whatever_the_terminal_says(spec, mods, tmp_path, run_main):
     text = "Ein Märchen über Füchse – „ja“, sagte sie. 雪\n" * 60
@@ -368,26 +376,34 @@ def test_generate_writes_utf_8_whatever_the_terminal_says(spec, mods, tmp_path, 
     assert result.out.startswith("Füchse 雪")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_comes_fast_and_mentions_every_flag(spec, script):
-    path = ROOT / spec.folder / script
-    for attempt in range(3):  # the best of three: the machine may be busy
+def test_help_comes_fast(spec):
+    """Slow libraries are loaded when they are needed: torch alone takes most of this time."""
+
+    def seconds(script: Path, *flags: str) -> float:
         start = time.perf_counter()
-        result = run_script(path, "--help")
-        seconds = time.perf_counter() - start
-        if seconds < 2 or attempt == 2:
-            break
+        assert run_script(script, *flags).status == 0
+        return time.perf_counter() - start
+
+    path = ROOT / spec.folder / "train.py"  # it imports more than the others
+    if seconds(path, "--help") > 2:  # a slow machine, or a busy one?
+        torch_alone = min(seconds(Path("-c"), ["import torch, numpy"]) for _ in range(3))
+        assert min(seconds(path, "--help") for _ in range(3)) < max(2, 1.5 * torch_alone)
+
+
+@pytest.mark.parametrize("script", ["train", "generate", "interactive"])
+def test_help_mentions_every_flag(spec, mods, run_main, monkeypatch, script):
+    monkeypatch.setenv("COLUMNS", "100")
+    result = run_main(getattr(mods, script), "--help")
     assert result.status == 0 and result.err == ""
-    assert seconds < 2
     sampling = ["--length", "--temperature", "--top-k", "--top-p", "--seed", "--device"]
     flags = {
-        "generate.py": ["--checkpoint", "--prompt", *sampling],
-        "interactive.py": ["--checkpoint", *sampling],
-        "train.py": [*TRAINING_FLAGS, *spec.flags.split()[::2]],
+        "generate": ["--checkpoint", "--prompt", *sampling],
+        "interactive": ["--checkpoint", *sampling],
+        "train": [*TRAINING_FLAGS, *spec.flags.split()[::2]],
     }[script]
     for flag in flags:
         line = [line for line in result.out.splitlines() if line.startswith(f"  {flag}")]
-        assert line, f"{flag} is not in the help of {script}"
+        assert line, f"{flag} is not in the help of {script}.py"
     assert max(map(len, result.out.splitlines())) <= 100
 
 

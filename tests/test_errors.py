@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, Result, assert_one_line_error, run_script, words
+from conftest import QUICK, ROOT, Result, assert_one_line_error, copied, run_script, words
 from torch.nn import functional as F
 
 from shared import UserError
@@ -141,6 +141,7 @@ def test_lengths_exclude_each_other(mods, run_main):
         assert_one_line_error(run_main(mods.train, flags), *re.findall(r"--\w+", flags))
 
 
+@copied("Arguments")
 @pytest.mark.parametrize("script", ["train", "generate", "interactive"])
 @pytest.mark.parametrize(
     "flags", ["--no-such-flag", "surplus", "--seed", "--device abacus", "--temp 1", "--step 3"]
@@ -149,6 +150,7 @@ def test_an_argument_that_does_not_exist(mods, run_main, script, flags):
     assert_one_line_error(run_main(getattr(mods, script), flags), flags.split()[0])
 
 
+@copied("pick_device")
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there(mods, train, generate, trained, text_file, tmp_path, device):
     if getattr(torch.backends if device == "mps" else torch, device).is_available():
@@ -176,6 +178,7 @@ def test_an_empty_prompt(generate, trained):
     assert_one_line_error(generate("--checkpoint", trained.best, ["--prompt", ""]), "--prompt")
 
 
+@copied("command")
 def test_a_prompt_that_is_not_utf_8(spec, trained):
     script = ROOT / spec.folder / "generate.py"
     flags = ["--checkpoint", trained.best, "--prompt", os.fsdecode(b"caf\xe9")]
@@ -230,6 +233,7 @@ def test_no_checkpoint_there(generate, tmp_path):
         assert_one_line_error(generate("--checkpoint", path), str(path), "train.py")
 
 
+@copied("load_checkpoint")
 def test_foreign_files_are_refused(refused):
     refused(b"", "bad.pt", scripts=ALL)
     refused(b"x", "bad.pt")
@@ -245,6 +249,7 @@ FOREIGN = {
 }  # fmt: skip
 
 
+@copied("load_checkpoint")
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_values_with_a_right_seal_are_refused(refused, kind):
     refused(sealed(saved(FOREIGN[kind])), "bad.pt")
@@ -252,6 +257,7 @@ def test_foreign_values_with_a_right_seal_are_refused(refused, kind):
     refused(sealed(b""), "bad.pt")
 
 
+@copied("load_checkpoint")
 def test_a_truncated_checkpoint_is_refused(refused, trained):
     whole = trained.last.read_bytes()
     for size in (1, 31, 32, 33, 1000, len(whole) // 2, len(whole) - 33, len(whole) - 1):
@@ -259,6 +265,7 @@ def test_a_truncated_checkpoint_is_refused(refused, trained):
     refused(whole + b"\0", "bad.pt")
 
 
+@copied("load_checkpoint")
 def test_any_flipped_bit_is_noticed(mods, trained, tmp_path):
     whole, dice = trained.last.read_bytes(), random.Random(4)
     places = [0, len(whole) - 1, *(dice.randrange(len(whole)) for _ in range(50))]
@@ -270,6 +277,7 @@ def test_any_flipped_bit_is_noticed(mods, trained, tmp_path):
             mods.generate.load_checkpoint(tmp_path / "damaged.pt")
 
 
+@copied("load_checkpoint")
 def test_a_checkpoint_with_code_in_it_never_runs_it(refused, trained, tmp_path):
     trap = tmp_path / "trap"
     honest = torch.load(trained.last, weights_only=True)
@@ -291,12 +299,14 @@ CHANGES = {
 }  # fmt: skip
 
 
+@copied("load_checkpoint")
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_checkpoint_of_another_kind_is_refused(refused, trained, key):
     checkpoint = torch.load(trained.last, weights_only=True)
     refused(sealed(saved(checkpoint | {key.strip(): CHANGES[key]})))
 
 
+@copied("load_checkpoint")
 @pytest.mark.parametrize(
     "key", ["config", "model", "tokenizer", "format", "version", "architecture"]
 )
@@ -321,6 +331,7 @@ def test_an_out_that_is_a_file(train, tmp_path, text_file):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "a file"
 
 
+@copied("replacing", "save_checkpoint", "command")
 @needs_posix
 def test_a_full_disk(spec, text_file, tmp_path):
     """No file may grow beyond 20 KB: the first checkpoint does not fit."""
@@ -336,6 +347,7 @@ def test_a_full_disk(spec, text_file, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@copied("replacing", "save_checkpoint", "command")
 @needs_posix
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(
     mods, train, text_file, tmp_path, monkeypatch
@@ -360,6 +372,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(
         mods.generate.load_checkpoint(tmp_path / "out" / name)
 
 
+@copied("command")
 @needs_posix
 def test_out_of_memory(spec, text_file, tmp_path):
     """Weights of 14 GB where 8 GB may be had."""
@@ -435,6 +448,7 @@ def test_ctrl_c_before_training_ends_without_a_traceback(mods, train, text_file,
     assert result.status == 130 and result.err == ""
 
 
+@copied("command")
 def test_real_processes_end_like_that_too(spec, tmp_path):
     """One of each script: the exit status and the one line are the process's own."""
     folder = ROOT / spec.folder

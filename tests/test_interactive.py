@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import signal
 import struct
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import ROOT, Result, environment, run_script
+from conftest import ROOT, Result, copied, environment, run_script
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
 COMMANDS = ("/help", "/temperature", "/top-k", "/top-p", "/length", "/seed", "/reset", "/quit")
@@ -31,10 +32,12 @@ def talk(mods, trained, run_main, monkeypatch) -> Callable[..., Result]:
     return run
 
 
-def replies(result: Result) -> list[str]:
-    """What was said after the greeting, one reply a text."""
+def after_options(result: Result) -> list[str]:
+    """What was said after each of the last two lines that show the options."""
     assert result.status == 0 and result.err == "", result
-    return result.out.split("\n", 1)[1].rstrip("\n").split("\n\n")
+    said = re.split(r"^  length \d+  temp.*\n", result.out, flags=re.MULTILINE)[-2:]
+    assert all(text.startswith("Once") for text in said), result.out
+    return [text.rstrip("\n") for text in said]  # the end of input adds a line break
 
 
 def test_it_goes_on_from_what_is_typed(talk, spec):
@@ -47,20 +50,19 @@ def test_it_goes_on_from_what_is_typed(talk, spec):
 
 
 def test_same_seed_same_reply_and_a_free_seed_another(talk):
-    one = talk("/seed 4", "Once", "/seed 4", "Once", flags="--length 60")
-    first, second = one.out.split("Once")[1:]
-    assert first.split("\n  ")[0].strip() == second.strip()
-    free = talk("Once", "Once", flags="--length 60")
-    first, second = free.out.split("Once")[1:]
-    assert first.strip() != second.strip()
+    first, second = after_options(talk("/seed 4", "Once", "/seed 4", "Once", flags="--length 60"))
+    assert first == second
+    first, second = after_options(talk("/seed", "Once", "/seed", "Once", flags="--length 60"))
+    assert first != second
 
 
 def test_temperature_0_is_greedy_whatever_the_seed(talk):
     result = talk("/temperature 0", "/seed 1", "Once", "/seed 2", "Once", flags="--length 40")
-    first, second = result.out.split("Once")[1:]
-    assert first.split("\n  ")[0].strip() == second.strip()
+    first, second = after_options(result)
+    assert first == second
 
 
+@copied("set_option")
 def test_options_are_set_shown_and_reset(talk):
     result = talk(
         "/temperature 0.5", "/top-k 7", "/top-p 0.9", "/length 5", "/seed 3", "/reset", "/seed 9"
@@ -92,6 +94,7 @@ def test_help_names_every_command(talk):
         assert command in out
 
 
+@copied("set_option")
 @pytest.mark.parametrize(
     "line",
     [
@@ -110,6 +113,7 @@ def test_a_bad_command_is_told_so_and_the_talk_goes_on(talk, line):
     assert any(text.startswith("Once") for text in lines[2:])
 
 
+@copied("set_option")
 def test_a_refused_value_changes_nothing(talk):
     result = talk("/length 7", "/length 0", "/temperature nan", "/seed 2")
     shown = result.out.strip().splitlines()[-1]
@@ -127,6 +131,7 @@ def test_an_empty_line_starts_a_line(talk):
     assert len(talk("", flags="--length 30 --seed 1").out.split("\n", 1)[1].strip()) > 5
 
 
+@copied("main", "command")
 @pytest.mark.parametrize("lines", [(), ("Once",), ("/quit", "Once")])
 def test_it_ends_at_quit_and_at_the_end_of_input(talk, lines):
     result = talk(*lines)
@@ -135,6 +140,7 @@ def test_it_ends_at_quit_and_at_the_end_of_input(talk, lines):
         assert "Once" not in result.out.split("\n", 1)[1]
 
 
+@copied("main", "command")
 def test_through_a_pipe_there_is_no_prompt_and_the_last_line_needs_no_end(spec, trained):
     script = ROOT / spec.folder / "interactive.py"
     flags = ["--checkpoint", trained.best, "--length", 5, "--seed", 1]
@@ -144,6 +150,7 @@ def test_through_a_pipe_there_is_no_prompt_and_the_last_line_needs_no_end(spec, 
     assert "\nOnce" in result.out
 
 
+@copied("main", "command")
 def test_bytes_that_are_not_utf_8_do_not_end_it(spec, trained):
     command = [sys.executable, str(ROOT / spec.folder / "interactive.py"), "--length", "5"]
     for encoding in ("utf-8:strict", "utf-8:surrogateescape"):
@@ -213,6 +220,7 @@ def terminal(*command: str) -> Iterator[Terminal]:
         os.close(master)
 
 
+@copied("main", "command")
 @needs_posix
 def test_in_a_terminal_with_ctrl_c_and_ctrl_d(spec, trained):
     script = str(ROOT / spec.folder / "interactive.py")
@@ -234,6 +242,7 @@ def test_in_a_terminal_with_ctrl_c_and_ctrl_d(spec, trained):
         assert screen.process.wait(timeout=20) == 0
 
 
+@copied("Stop", "command")
 @needs_posix
 @pytest.mark.slow
 def test_training_in_a_terminal_shows_a_bar_and_ctrl_c_saves(spec, text_file, tmp_path):

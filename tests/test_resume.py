@@ -17,7 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, Result, assert_one_line_error, environment, printed_command, words
+from conftest import (
+    QUICK,
+    ROOT,
+    Result,
+    assert_one_line_error,
+    copied,
+    environment,
+    printed_command,
+    words,
+)
 
 # Dropout on: so the dice must be restored too.
 LONG = "--steps 40 --eval-every 20 --save-every 1000 --dropout 0.3 --lr 0.01 --seed 11"
@@ -111,6 +120,7 @@ def test_stopped_again_and_again_equals_never_stopped(uninterrupted, train, flag
     assert_same_results(out, uninterrupted)
 
 
+@copied("Stop")
 def test_sigterm_ends_with_143(train, flags, tmp_path, monkeypatch):
     signal_at_step(monkeypatch, 5, signal.SIGTERM)
     result = train(flags, "--out", tmp_path)
@@ -157,6 +167,7 @@ def started(spec, *parts: object) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
+@copied("Stop", "type_next")
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
@@ -196,6 +207,7 @@ def test_killed_before_the_first_step_equals_never_killed(
     assert_same_results(tmp_path / "killed", uninterrupted)
 
 
+@copied("replacing", "save_checkpoint", "restore")
 @pytest.mark.slow
 def test_killed_at_20_random_moments_equals_never_killed(spec, train, flags, tmp_path):
     """SIGKILL leaves no time for anything. Where no last.pt exists yet, the run starts anew."""
@@ -225,6 +237,7 @@ def test_killed_at_20_random_moments_equals_never_killed(spec, train, flags, tmp
                 break
 
 
+@copied("replacing")
 def test_what_a_kill_left_behind_is_cleared_away(train, flags, tmp_path):
     """A kill in the middle of saving leaves a *.part; a later run of that folder removes it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -279,6 +292,7 @@ def test_the_same_text_under_another_name_is_the_same_text(stopped, train, tmp_p
     assert train("--resume", stopped, "--dataset", tmp_path / "moved.txt").status == 0
 
 
+@copied("settle")
 @pytest.mark.parametrize(
     "flag",
     [
@@ -331,6 +345,7 @@ def test_a_resume_writes_beside_its_checkpoint_or_where_it_is_told(stopped, trai
     )
 
 
+@copied("steps_that_fit", "restore")
 @pytest.mark.slow
 def test_minutes_resume_with_the_steps_that_were_fixed(spec, mods, train, text_file, tmp_path):
     """The number of steps is measured once; after that the run is like any other."""

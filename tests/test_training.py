@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, environment, printed_command, run_script
+from conftest import QUICK, ROOT, copied, environment, printed_command, run_script
 from torch.nn import functional as F
 
 from shared.data.download import load_text
@@ -53,10 +53,10 @@ def test_metrics_have_the_promised_columns(trained):
 def test_the_loss_falls(trained):
     rows = read_metrics(trained.out)
     validation = [float(row["val_loss"]) for row in rows if row["val_loss"]]
-    assert validation[-1] < validation[0] - 0.8
+    assert validation[-1] < validation[0] - 0.4
     start = [float(row["train_loss"]) for row in rows[1:20]]
     end = [float(row["train_loss"]) for row in rows[-20:]]
-    assert sum(end) / len(end) < sum(start) / len(start) - 0.8
+    assert sum(end) / len(end) < sum(start) / len(start) - 0.5
 
 
 def test_samples_are_written_at_each_evaluation(trained):
@@ -138,6 +138,7 @@ def test_the_end_is_a_verdict_and_a_command_that_works(trained, tmp_path):
     assert len(done.stdout) >= 20
 
 
+@copied("find", "set_aside", "shown")
 @pytest.mark.slow
 def test_default_out_and_relative_paths_from_inside_and_from_the_root(
     spec, folder_copy, text_file, tmp_path
@@ -175,6 +176,7 @@ def quick(spec, mods, text_file, run_main):
     return run
 
 
+@copied("set_aside")
 def test_results_of_earlier_runs_are_moved_aside(quick, tmp_path):
     """Even when three runs end in the same second."""
     written = set()
@@ -191,6 +193,7 @@ def test_results_of_earlier_runs_are_moved_aside(quick, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == FILES
 
 
+@copied("set_aside")
 def test_a_new_run_leaves_files_alone_that_are_not_its_own(quick, tmp_path, text_file):
     """--out may be a folder with a novel, notes and pictures in it."""
     for name in ("novel.txt", "cat.png", "table.csv", "other-model.pt"):
@@ -220,6 +223,7 @@ def test_epochs_are_passes_over_the_training_text(quick, mods, tmp_path):
     assert last["progress"]["step"] == (size - 1) // (4 * 8)
 
 
+@copied("steps_that_fit")
 @pytest.mark.slow
 def test_minutes_train_that_long_and_the_steps_are_stored(quick, mods, tmp_path):
     """Three seconds, evaluations included. Wide bounds: other programs may disturb the clock."""
@@ -258,14 +262,14 @@ def test_every_epoch_shows_every_text_and_targets_follow_inputs(mods, spec, text
 # --------------------------------------------------------------------------- numbers and compilers
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_dtype_trains(quick, mods, tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+def test_half_precision_trains(quick, mods, tmp_path, dtype):
     flags = f"--dtype {dtype} --steps 200 --eval-every 200 --lr 0.01"
     result = quick(flags, "--out", tmp_path)
     assert result.status == 0 and result.err == "", result
     assert dtype in result.out.splitlines()[0]
     rows = read_metrics(tmp_path)
-    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"]) - 0.4
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"]) - 0.2
     model, _, checkpoint = mods.generate.load_checkpoint(tmp_path / "last.pt")
     assert checkpoint["settings"]["dtype"] == dtype
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
@@ -293,6 +297,7 @@ def test_compile_trains_or_says_in_one_line_that_it_does_not(spec, text_file, tm
     assert all("_orig_mod" not in name for name in checkpoint["model"])
 
 
+@copied("compiled")
 def test_compile_without_a_compiler_falls_back_with_one_line(quick, monkeypatch, tmp_path):
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no C++ compiler\nand a long story about it")

@@ -108,18 +108,21 @@ def plot_loss(
 
 
 def read_recall(paths: list[Path]) -> dict[str, list[tuple[int, float, bool]]]:
-    """recall.csv files -> (distance in characters, chance of a guess, right?) by model."""
-    answers = defaultdict(list)
+    """recall.csv files -> (distance in characters, chance of a guess, right?) by model.
+
+    A model that stands in several files, as n-grams do, is taken from the first of them.
+    """
+    answers = {}
     for path in paths:
+        found = defaultdict(list)
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     chance = 1 / int(row["choices"])
-                    answers[row["model"]].append(
-                        (int(row["distance"]), chance, row["right"] == "1")
-                    )
+                    found[row["model"]].append((int(row["distance"]), chance, row["right"] == "1"))
         except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError, csv.Error):
             raise UserError(f"{path} is no recall.csv: train on tales to make one") from None
+        answers = found | answers
     if not answers:
         raise UserError(f"no answers in {', '.join(map(str, paths))}: train on tales to make some")
     return answers
@@ -169,6 +172,38 @@ def plot_words(words: list[str], points: list[list[float]], path: Path, title: s
         style = dict(xytext=(2, 2), textcoords="offset points", size=8, parse_math=False)
         axes.annotate(drawable(word), point, color=BLUE, **style)
     axes.set(title=title, xlabel="first component", ylabel="second component")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_attention(
+    rows: list[str], columns: list[str], weights: list[list[float]], path: Path, title: str
+) -> None:
+    """A heat map of attention: weights (rows, columns), each row from 0 to 1, as a PNG."""
+    side = 2 + 0.17 * max(len(rows), len(columns))  # inches: a label needs 0.17
+    figure, axes = new_figure((side, side))
+    axes.grid(visible=False)
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    style = dict(fontsize=8, parse_math=False)
+    axes.set_xticks(range(len(columns)), [drawable(each) for each in columns], rotation=90, **style)
+    axes.set_yticks(range(len(rows)), [drawable(each) for each in rows], **style)
+    axes.set(title=title, xlabel="words looked at", ylabel="words expected")
+    figure.colorbar(image, shrink=0.5, label="weight")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_gradients(curves: dict[str, list[float]], path: Path, title: str) -> None:
+    """Gradient norm against distance in tokens, a line for each model, as a PNG."""
+    figure, axes = new_figure()
+    for colour, (name, norms) in zip(COLOURS[1:] * 9, curves.items(), strict=False):
+        axes.plot(range(len(norms)), norms, color=colour, label=name)
+    axes.set(
+        title=title,
+        xlabel="how many tokens ago the input was read",
+        ylabel="norm of the loss's gradient (1: at the last token)",
+        yscale="log",
+        ylim=(1e-12, 2),
+    )
+    axes.legend(frameon=False, loc="best")
     figure.savefig(path, format="png", dpi=120)
 
 
