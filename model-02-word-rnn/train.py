@@ -207,7 +207,9 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
     model.to(device).train()
-    kind = dict(betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True)
+    # Adam makes all steps about equally large, even where a gradient is next to nothing, and so
+    # pushes words that are never seen far away. eps is the gradient below which steps are short.
+    kind = dict(betas=(0.9, 0.95), eps=1e-4, weight_decay=args.weight_decay, fused=True)
     optimizer = torch.optim.AdamW(model.parameters(), **kind)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)

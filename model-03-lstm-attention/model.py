@@ -25,8 +25,6 @@ Shapes: B batch, T time, S filed entries, L layers, H hidden units, V vocabulary
     python generate.py                   # and writing
 """
 
-import math
-
 import torch
 from cells import GRULayer, LSTMLayer, RNNLayer
 from torch import Tensor, nn
@@ -38,7 +36,7 @@ CELLS = {"rnn": RNNLayer, "gru": GRULayer, "lstm": LSTMLayer}
 class Attention(nn.Module):
     """A look back at filed entries, each a key and a word: additive or dot scores."""
 
-    def __init__(self, kind: str, vocab_size: int, hidden_size: int, window: int) -> None:
+    def __init__(self, kind: str, hidden_size: int, window: int) -> None:
         super().__init__()
         self.kind, self.window = kind, window
         size = hidden_size if kind == "dot" else max(1, hidden_size // 4)
@@ -48,7 +46,6 @@ class Attention(nn.Module):
             self.score = nn.Linear(size, 1, bias=False)
         self.mix = nn.Linear(2 * hidden_size, hidden_size)
         self.gate = nn.Linear(hidden_size, 1)
-        nn.init.constant_(self.gate.bias, math.log(vocab_size) - 2)  # at first it copies little
 
     def forward(self, outputs: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """outputs (B, T, H), keys and values (B, S, H) -> mixed (B, T, H), weights (B, T, S)
@@ -76,7 +73,7 @@ class Attention(nn.Module):
         grows by exp(gate) times the weight of all entries with that word. The output says how
         wide the gate is.
         """
-        ordered, places = words.sort(dim=1)  # equal words stand side by side, and get one slot
+        ordered, places = words.sort(dim=1, stable=True)  # equal words stand side by side, and get one slot
         new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
         slot = new.cumsum(dim=1)[:, None].expand_as(weights)
         weights = weights.gather(2, places[:, None].expand_as(weights))
@@ -109,7 +106,7 @@ class AttentionLSTM(nn.Module):
         self.readers = nn.ModuleList([make(hidden_size, hidden_size) for _ in range(readers)])
         self.attention = None
         if attention != "none":
-            self.attention = Attention(attention, vocab_size, hidden_size, window)
+            self.attention = Attention(attention, hidden_size, window)
         self.head = nn.Linear(hidden_size, vocab_size)
         self.head.weight = self.embedding.weight
         # Read-out wants short vectors, so that at the start all words are about equally likely;

@@ -47,7 +47,9 @@ def gradient_norms(model: Model, tokenizer: Tokenizer, text: str, reach: int) ->
     logits, _ = model(rows[:, :-1])
     hook.remove()
     loss = F.cross_entropy(logits[:, -1], rows[:, -1], reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, inputs)  # (T, B, H)
+    # A word is read by the first layer (T, B, H) and, where there is attention, filed (B, T, H).
+    read, *filed = torch.autograd.grad(loss, inputs, allow_unused=True)
+    gradient = read + sum(part.transpose(0, 1) for part in filed)
     norms = gradient.norm(dim=2).mean(dim=1).flip(0)  # (T,), the last token first
     return (norms / norms[0]).tolist()
 
@@ -71,7 +73,9 @@ def main() -> None:
         for path in args.checkpoints:
             model, tokenizer, checkpoint = load_checkpoint(find(path))
             text = load_text(checkpoint["dataset"]["name"]).valid
-            curves[name_of(model.config)] = gradient_norms(model, tokenizer, text, args.reach)
+            name = name_of(model.config)
+            name += f" ({path})" if name in curves else ""
+            curves[name] = gradient_norms(model, tokenizer, text, args.reach)
     else:
         text = write_corpus(10_000 + 10 * args.reach, seed=0, split="valid")[0]
         tokenizer = WordTokenizer.train(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import math
 import random
@@ -510,7 +511,7 @@ def test_recall_is_measured_whatever_a_token_is(train, monkeypatch, tmp_path, to
     assert result.status == 0, result
     with (tmp_path / "recall.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["5-gram"] * 30 + ["AttentionLSTM"] * 30
+    assert [row["model"] for row in rows] == ["5-gram"] * 30 + ["LSTM + attention"] * 30
     assert all(int(row["choices"]) >= 2 and row["right"] in "01" for row in rows)
 
 
@@ -552,19 +553,23 @@ def test_gradient_norms_equal_finite_differences():
     with torch.enable_grad():
         found = MODS.show_gradients.gradient_norms(model, tokenizer, text, reach)
     tokens = tokenizer.encode(text)
-    starts = random.Random(0).choices(range(len(tokens) - reach), k=MODS.show_gradients.TEXTS)
-    totals = torch.zeros(reach, dtype=torch.float64)
-    for start in starts:
-        row, target = tokens[start : start + reach], tokens[start + reach : start + reach + 1]
-        for distance, word in enumerate(reversed(row)):
-            slopes = torch.zeros(4, dtype=torch.float64)
-            for axis, by in itertools.product(range(4), (1e-5, -1e-5)):
+
+    @functools.cache  # the text repeats itself
+    def slopes(*row: int) -> Tensor:
+        norms = torch.zeros(reach, dtype=torch.float64)
+        for distance, word in enumerate(row[-2::-1]):
+            slope = torch.zeros(4, dtype=torch.float64)
+            for axis, by in itertools.product(range(4), (3e-3, -3e-3)):
                 model.embedding.weight[word, axis] += by
-                logits, _ = model(torch.tensor([row]))
-                slopes[axis] += F.cross_entropy(logits[:, -1], torch.tensor(target)) / (2 * by)
+                logits, _ = model(torch.tensor([row[:-1]]))
+                slope[axis] += F.cross_entropy(logits[:, -1], torch.tensor(row[-1:])) / (2 * by)
                 model.embedding.weight[word, axis] -= by
-            totals[distance] += slopes.norm()
-    torch.testing.assert_close(torch.tensor(found).double(), totals / totals[0], atol=1e-5, rtol=0)
+            norms[distance] = slope.norm()
+        return norms
+
+    starts = random.Random(0).choices(range(len(tokens) - reach), k=MODS.show_gradients.TEXTS)
+    total = sum(slopes(*tokens[start : start + reach + 1]) for start in starts)
+    torch.testing.assert_close(torch.tensor(found).double(), total / total[0], atol=2e-3, rtol=0)
 
 
 def test_the_picture_of_gradients_of_new_and_of_trained_models(run_main, trained_of, tmp_path):

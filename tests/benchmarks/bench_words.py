@@ -36,9 +36,9 @@ def run_for(command: list[str], folder: Path, minutes: float) -> str:
     """What a command has printed when it ends, or when its minutes are over."""
     log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as out:
-        how = dict(cwd=folder, stdout=out, stderr=subprocess.STDOUT, check=False)
+        how = dict(cwd=folder, stdout=out, stderr=subprocess.STDOUT)
         try:
-            subprocess.run(command, timeout=60 * minutes, **how)
+            subprocess.run(command, check=False, timeout=60 * minutes, **how)
         except subprocess.TimeoutExpired:
             out.write("\nstopped: its time is over\n")
     return log.read_text(encoding="utf-8")
