@@ -25,6 +25,8 @@ Shapes: B batch, T time, S filed entries, L layers, H hidden units, V vocabulary
     python generate.py                   # and writing
 """
 
+import math
+
 import torch
 from cells import GRULayer, LSTMLayer, RNNLayer
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ CELLS = {"rnn": RNNLayer, "gru": GRULayer, "lstm": LSTMLayer}
 class Attention(nn.Module):
     """A look back at filed entries, each a key and a word: additive or dot scores."""
 
-    def __init__(self, kind: str, hidden_size: int, window: int) -> None:
+    def __init__(self, kind: str, vocab_size: int, hidden_size: int, window: int) -> None:
         super().__init__()
         self.kind, self.window = kind, window
         size = hidden_size if kind == "dot" else max(1, hidden_size // 4)
@@ -46,12 +48,14 @@ class Attention(nn.Module):
             self.score = nn.Linear(size, 1, bias=False)
         self.mix = nn.Linear(2 * hidden_size, hidden_size)
         self.gate = nn.Linear(hidden_size, 1)
+        # At first all scores are about 0: so it copies in one case of eight, if the window is full.
+        nn.init.constant_(self.gate.bias, math.log(vocab_size / window) - 2)
 
     def forward(self, outputs: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """outputs (B, T, H), keys and values (B, S, H) -> mixed (B, T, H), weights (B, T, S)
+        """outputs (B, T, H), keys and values (B, S, H) -> mixed (B, T, H), scores (B, T, S)
 
         The last T entries are those of the T outputs. An output sees its own entry and those
-        before it, `window` in all.
+        before it, `window` in all; the others score minus infinity.
         """
         q, k = self.query(outputs), self.key(keys)
         if self.kind == "dot":  # Luong et al. 2015 ("general"), scaled as in Vaswani et al. 2017
@@ -62,27 +66,26 @@ class Attention(nn.Module):
         entry = torch.arange(S, device=scores.device)
         age = entry[S - T :, None] - entry  # (T, S): 0 for an output's own entry
         scores = scores.masked_fill((age < 0) | (age >= self.window), -torch.inf)
-        weights = scores.softmax(dim=-1, dtype=torch.float32)  # each row sums to 1
-        seen = weights.to(values.dtype) @ values  # (B, T, H)
-        return torch.tanh(self.mix(torch.cat((outputs, seen), dim=-1))), weights
+        seen = scores.softmax(dim=-1) @ values  # (B, T, H); the weights of an output sum to 1
+        return torch.tanh(self.mix(torch.cat((outputs, seen), dim=-1))), scores
 
-    def copy(self, logits: Tensor, outputs: Tensor, weights: Tensor, words: Tensor) -> Tensor:
-        """Let words be copied: logits (B, T, V), weights (B, T, S), words (B, S) -> logits
+    def copy(self, logits: Tensor, outputs: Tensor, scores: Tensor, words: Tensor) -> Tensor:
+        """Let words be copied: logits (B, T, V), scores (B, T, S), words (B, S) -> logits
 
         One softmax over the vocabulary and the past (Merity et al. 2017): exp(logit) of a word
-        grows by exp(gate) times the weight of all entries with that word. The output says how
-        wide the gate is.
+        grows by the sum of exp(gate + score) over all entries with that word. How wide the gate
+        is, the output says.
         """
-        ordered, places = words.sort(dim=1, stable=True)  # equal words stand side by side, and get one slot
+        ordered, places = words.sort(dim=1, stable=True)  # equal words side by side: one slot
         new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
-        slot = new.cumsum(dim=1)[:, None].expand_as(weights)
-        weights = weights.gather(2, places[:, None].expand_as(weights))
+        slot = new.cumsum(dim=1)[:, None].expand_as(scores)
+        top = scores.detach().amax(dim=2, keepdim=True)  # taken off, so that exp cannot overflow
+        weights = (scores - top).exp().gather(2, places[:, None].expand_as(scores))
         weights = torch.zeros_like(weights).scatter_add(2, slot, weights)  # (B, T, slots)
         index = torch.zeros_like(slot).scatter(2, slot, ordered[:, None].expand_as(slot))
-        gate = self.gate(outputs).float()  # (B, T, 1)
-        before = logits.gather(2, index)
-        # log(e^before + e^gate * weight) - before
-        gain = F.softplus(gate + weights.clamp(min=1e-30).log() - before)
+        copied = self.gate(outputs).float() + top + weights.clamp(min=1e-30).log()
+        copied = copied.masked_fill(weights == 0, -torch.inf)  # a slot not used, or not seen yet
+        gain = F.softplus(copied - logits.gather(2, index))  # log(e^logit + e^copied) - logit
         return logits.scatter_add(2, index, gain)
 
 
@@ -106,7 +109,7 @@ class AttentionLSTM(nn.Module):
         self.readers = nn.ModuleList([make(hidden_size, hidden_size) for _ in range(readers)])
         self.attention = None
         if attention != "none":
-            self.attention = Attention(attention, hidden_size, window)
+            self.attention = Attention(attention, vocab_size, hidden_size, window)
         self.head = nn.Linear(hidden_size, vocab_size)
         self.head.weight = self.embedding.weight
         # Read-out wants short vectors, so that at the start all words are about equally likely;
@@ -150,9 +153,9 @@ class AttentionLSTM(nn.Module):
         for t in range(0, T, window):
             now = outputs[:, t : t + window]
             seen = slice(max(0, start + t - window), start + t + now.size(1))
-            mixed, weights = self.attention(now, keys[:, seen], self.embed(words[:, seen]))
-            scores = self.read_out(mixed.transpose(0, 1)).float()
-            logits.append(self.attention.copy(scores, now, weights, words[:, seen]))
+            mixed, scores = self.attention(now, keys[:, seen], self.embed(words[:, seen]))
+            read = self.read_out(mixed.transpose(0, 1)).float()
+            logits.append(self.attention.copy(read, now, scores.float(), words[:, seen]))
         return torch.cat(logits, dim=1), keys[:, -window - 1 :], words[:, -window:]
 
     def embed(self, tokens: Tensor) -> Tensor:

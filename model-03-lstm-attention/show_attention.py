@@ -32,7 +32,7 @@ def attention_weights(model: Model, tokens: list[int]) -> Tensor:
     hook = model.attention.register_forward_hook(lambda _, inputs, output: caught.append(output[1]))
     model(torch.tensor([tokens]))
     hook.remove()
-    return caught[0][0]
+    return caught[0][0].softmax(dim=-1)
 
 
 def main() -> None:

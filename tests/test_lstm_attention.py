@@ -144,8 +144,8 @@ def test_an_lstm_starts_with_its_forget_gate_open():
 # ------------------------------------------------------------------------------------- attention
 
 
-def slow_weights(attention: nn.Module, query: Tensor, keys: list[Tensor]) -> list[float]:
-    """softmax of the scores of one output (H,) with the keys it may see, by the papers."""
+def slow_scores(attention: nn.Module, query: Tensor, keys: list[Tensor]) -> list[float]:
+    """The scores of one output (H,) with the keys it may see, by the papers."""
     scores = []
     for key in keys:
         q, k = attention.query.weight @ query, attention.key.weight @ key
@@ -154,6 +154,10 @@ def slow_weights(attention: nn.Module, query: Tensor, keys: list[Tensor]) -> lis
         else:  # Luong et al. 2015, "general": s W h; scaled: Vaswani et al. 2017
             score = q @ k / math.sqrt(len(q))
         scores.append(score.item())
+    return scores
+
+
+def slow_softmax(scores: list[float]) -> list[float]:
     total = sum(math.exp(score) for score in scores)
     return [math.exp(score) / total for score in scores]
 
@@ -172,15 +176,16 @@ def attention(request: pytest.FixtureRequest) -> nn.Module:
 def test_attention_equals_loops(attention):
     outputs, keys, values = torch.randn(2, 5, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
     with torch.inference_mode():
-        mixed, weights = attention(outputs, keys, values)
+        mixed, scores = attention(outputs, keys, values)
         for b, t in itertools.product(range(2), range(5)):
             own = 9 - 5 + t  # the entry of this output: the newest that it may see
             seen = range(own - 3, own + 1)
-            expected = slow_weights(attention, outputs[b, t], [keys[b, s] for s in seen])
+            expected = slow_scores(attention, outputs[b, t], [keys[b, s] for s in seen])
             for s in range(9):
-                p = expected[s - own + 3] if s in seen else 0
-                assert weights[b, t, s] == pytest.approx(p, abs=1e-6)
-            seen_values = sum(p * values[b, s] for p, s in zip(expected, seen, strict=True))
+                score = expected[s - own + 3] if s in seen else -math.inf
+                assert scores[b, t, s] == pytest.approx(score, abs=1e-5)
+            weights = slow_softmax(expected)
+            seen_values = sum(p * values[b, s] for p, s in zip(weights, seen, strict=True))
             mix = (
                 attention.mix.weight @ torch.cat((outputs[b, t], seen_values)) + attention.mix.bias
             )
@@ -188,7 +193,8 @@ def test_attention_equals_loops(attention):
 
 
 def test_weights_sum_to_1_over_the_window_and_are_0_elsewhere(attention):
-    _, weights = attention(torch.randn(2, 7, 8), torch.randn(2, 10, 8), torch.randn(2, 10, 8))
+    _, scores = attention(torch.randn(2, 7, 8), torch.randn(2, 10, 8), torch.randn(2, 10, 8))
+    weights = scores.softmax(dim=-1)
     assert_close(weights.sum(-1), torch.ones(2, 7))
     for t, s in itertools.product(range(7), range(10)):
         age = (3 + t) - s
@@ -206,25 +212,27 @@ def test_what_lies_outside_the_window_has_no_influence(attention):
         assert changed == [t for t in range(s, s + 4) if t < 10]
 
 
-def slow_copy(attention: nn.Module, logits: Tensor, output: Tensor, weighted: list) -> Tensor:
-    """Of one output: logits (V,), the output (H,), pairs of weight and word -> logits (V,)"""
+def slow_copy(attention: nn.Module, logits: Tensor, output: Tensor, scored: list) -> Tensor:
+    """Of one output: logits (V,), the output (H,), pairs of score and word -> logits (V,)"""
     gate = math.exp(attention.gate(output).item())
-    scores = logits.exp()
-    for weight, word in weighted:  # Merity et al. 2017: one softmax over vocabulary and past
-        scores[word] += gate * weight
-    return scores.log()
+    weights = logits.exp()
+    for score, word in scored:  # Merity et al. 2017: one softmax over vocabulary and past
+        weights[word] += gate * math.exp(score)
+    return weights.log()
 
 
 def test_copying_equals_loops_with_words_that_come_again(attention):
     logits, outputs = torch.randn(2, 6, VOCAB), torch.randn(2, 6, 8)
     filed = torch.randint(5, (2, 9))  # few words, so each of them several times
-    weights = torch.rand(2, 6, 9).softmax(-1)
+    scores = torch.randn(2, 6, 9)
     with torch.inference_mode():
-        copied = attention.copy(logits, outputs, weights, filed)
+        copied = attention.copy(logits, outputs, scores, filed)
         for b, t in itertools.product(range(2), range(6)):
-            pairs = list(zip(weights[b, t].tolist(), filed[b].tolist(), strict=True))
+            pairs = list(zip(scores[b, t].tolist(), filed[b].tolist(), strict=True))
             assert_close(copied[b, t], slow_copy(attention, logits[b, t], outputs[b, t], pairs))
     assert torch.equal(copied[:, :, 5:], logits[:, :, 5:])  # words never read are as before
+    high = attention.copy(logits, outputs, scores + 200, filed)  # however high the scores are
+    assert torch.equal(high[:, :, 5:], logits[:, :, 5:]) and high.isfinite().all()
 
 
 # ------------------------------------------------------------------------------- the whole model
@@ -244,12 +252,13 @@ def slow_logits(model: nn.Module, tokens: list[int]) -> Tensor:
         before = output
         if (look := model.attention) is not None:
             seen = range(max(0, t + 1 - look.window), t + 1)
-            weights = slow_weights(look, output, [keys[s] for s in seen])
+            scores = slow_scores(look, output, [keys[s] for s in seen])
+            weights = slow_softmax(scores)
             came = sum(weight * vectors[s] for weight, s in zip(weights, seen, strict=True))
             mixed = torch.tanh(look.mix(torch.cat((output, came))))
         logits = model.head.weight @ mixed + model.head.bias
         if look is not None:
-            pairs = [(weight, tokens[s]) for weight, s in zip(weights, seen, strict=True)]
+            pairs = [(score, tokens[s]) for score, s in zip(scores, seen, strict=True)]
             logits = slow_copy(look, logits, output, pairs)
         rows.append(logits)
     return torch.stack(rows)
