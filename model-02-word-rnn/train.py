@@ -50,15 +50,15 @@ DATASET = "tiny-shakespeare"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     "tiny": dict(
         vocab_size=40_000, hidden_size=64, layers=1, dropout=0.0, batch_size=16, context=16,
-        lr=0.01, weight_decay=0.01, steps=400,
+        lr=0.01, weight_decay=0.01, eps=1e-8, steps=400,
     ),
     "small": dict(
         vocab_size=40_000, hidden_size=256, layers=1, dropout=0.4, batch_size=16, context=32,
-        lr=0.006, weight_decay=0.6, minutes=2.0,
+        lr=0.006, weight_decay=0.3, eps=1e-4, minutes=2.0,
     ),
     "full": dict(
         vocab_size=40_000, hidden_size=512, layers=1, dropout=0.6, batch_size=16, context=32,
-        lr=0.006, weight_decay=0.8, epochs=10.0,
+        lr=0.006, weight_decay=0.3, eps=1e-4, epochs=10.0,
     ),
 }  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
@@ -70,6 +70,7 @@ KEPT = (
     "batch_size",
     "context",
     "weight_decay",
+    "eps",
     "seed",
     "dtype",
 )  # by --resume
@@ -140,6 +141,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--context", int, "tokens of each text a step", 1, 1e6)
     parser.number("--lr", float, "highest learning rate", 0, 10)
     parser.number("--weight-decay", float, "pull of all weights towards 0", 0, 100)
+    parser.number("--eps", float, "of Adam: smaller gradients make smaller steps", 0, 1)
     parser.number("--seed", int, "of weights, batches and samples (1337)", 0, 2**31)
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
@@ -208,8 +210,8 @@ def prepare(args: argparse.Namespace) -> Run:
     model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
     model.to(device).train()
     # Adam makes all steps about equally large, even where a gradient is next to nothing, and so
-    # pushes words that are never seen far away. eps is the gradient below which steps are short.
-    kind = dict(betas=(0.9, 0.95), eps=1e-4, weight_decay=args.weight_decay, fused=True)
+    # pushes words that it never sees far away. eps is the gradient below which steps are short.
+    kind = dict(betas=(0.9, 0.95), eps=args.eps, weight_decay=args.weight_decay, fused=True)
     optimizer = torch.optim.AdamW(model.parameters(), **kind)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
