@@ -204,7 +204,8 @@ def test_help_shows_the_defaults_of_the_small_preset(model, monkeypatch, capsys)
         train.parse_args()
     shown = capsys.readouterr().out
     for name, value in train.PRESETS["small"].items():
-        line = re.search(rf"^ +--{name.replace('_', '-')} .*$", shown, re.MULTILINE)
+        flag = name.replace("_", "-")
+        line = re.search(rf"^ +--{flag}\b.*(\n {{20,}}.*)*$", shown, re.MULTILINE)
         if value is not False:
             assert f"({value if isinstance(value, str) else f'{value:g}'})" in line[0]
 
