@@ -256,6 +256,9 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
     The text is cut into B streams, read side by side, T tokens a step: so the state that the
     model ends a step with is the right one to begin the next step with. Each epoch cuts
     elsewhere. A batch depends on seed and step alone, so a resumed run sees the same ones.
+
+    Attention begins anew after every four windows: it must also learn to look back at little,
+    or it could not begin a text.
     """
     batch_size, context = run.args.batch_size, run.args.context
     epoch, chunk = divmod(run.step, steps_per_epoch(run))
@@ -264,6 +267,8 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
     streams = torch.arange(batch_size) * ((len(run.train) - 1) // batch_size)  # (B,)
     positions = offset + streams[:, None] + chunk * context + torch.arange(context + 1)
     batch = run.train[positions % len(run.train)].to(run.device)  # (B, T + 1)
+    if run.args.attention != "none":
+        chunk %= max(1, 4 * run.args.window // context)
     return batch[:, :-1], batch[:, 1:], chunk == 0
 
 
