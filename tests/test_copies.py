@@ -117,3 +117,10 @@ def test_model_files_only_compute():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("print", "open", "input")
         assert imports <= {"__future__", "torch", "math", "cells"}, imports
+
+
+@pytest.mark.parametrize("name", ["Recurrence", "RNNLayer"])
+def test_the_recurrence_is_the_same_wherever_it_stands(name):
+    places = [("model-01-char-rnn", "model.py"), ("model-02-word-rnn", "model.py")]
+    places.append(("model-03-lstm-attention", "cells.py"))
+    assert len({definitions(*place)[name] for place in places}) == 1
