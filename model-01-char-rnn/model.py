@@ -104,7 +104,7 @@ class CharRNN(nn.Module):
             x, h = layer(x, None if state is None else state[i])  # (T, B, H), (B, H)
             x = self.drop(x)
             last.append(h)
-        return self.head(x).transpose(0, 1), torch.stack(last)
+        return self.head(x.transpose(0, 1)), torch.stack(last)
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout with one mask for a whole sequence (Gal & Ghahramani 2016): x (T, B, H).

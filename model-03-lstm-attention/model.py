@@ -156,7 +156,8 @@ class AttentionLSTM(nn.Module):
             mixed, scores = self.attention(now, keys[:, seen], self.embed(words[:, seen]))
             read = self.read_out(mixed.transpose(0, 1)).float()
             logits.append(self.attention.copy(read, now, scores.float(), words[:, seen]))
-        return torch.cat(logits, dim=1), keys[:, -window - 1 :], words[:, -window:]
+        whole = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+        return whole, keys[:, -window - 1 :], words[:, -window:]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Any shape (...) of tokens -> their vectors (..., H), with entries of about 1"""
@@ -164,7 +165,7 @@ class AttentionLSTM(nn.Module):
 
     def read_out(self, x: Tensor) -> Tensor:
         """x (T, B, H) -> logits (B, T, V)"""
-        return self.head(self.drop(x)).transpose(0, 1)
+        return self.head(self.drop(x).transpose(0, 1))
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout with one mask for a whole sequence (Gal & Ghahramani 2016): x (T, B, H).

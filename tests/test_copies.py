@@ -19,7 +19,7 @@ SAME = {
     },
     "train.py": {
         *["settle", "autocast", "evaluate_and_sample", "replacing", "save_checkpoint", "restore"],
-        *["write_results", "set_aside", "Stop", "learning_rate", "steps_that_fit"],
+        *["write_results", "set_aside", "keep_memory", "Stop", "learning_rate", "steps_that_fit"],
         *["evaluate_every", "log", "compiled", "verdict", "shown", "type_next"],
     },
     "interactive.py": {"set_option", "main"},

@@ -122,7 +122,8 @@ def read_recall(paths: list[Path]) -> dict[str, list[tuple[int, float, bool]]]:
                     found[row["model"]].append((int(row["distance"]), chance, row["right"] == "1"))
         except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError, csv.Error):
             raise UserError(f"{path} is no recall.csv: train on tales to make one") from None
-        answers = found | answers
+        for name, rows in found.items():
+            answers.setdefault(name, rows)
     if not answers:
         raise UserError(f"no answers in {', '.join(map(str, paths))}: train on tales to make some")
     return answers
