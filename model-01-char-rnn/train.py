@@ -64,7 +64,9 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
 }  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout")
-KEPT = ("preset", *MODEL, "batch_size", "context", "weight_decay", "seed", "dtype")  # by --resume
+KEPT = (  # by --resume
+    "preset", *MODEL, "batch_size", "context", "weight_decay", "seed", "dtype",
+)  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 7  # the best on Tiny Shakespeare: python ngram.py --order 9
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
@@ -197,8 +199,7 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
     model.to(device).train()
-    kind = dict(betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True)
-    optimizer = torch.optim.AdamW(model.parameters(), **kind)
+    optimizer = new_optimizer(model, args)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
     run = Run(*fixed, started)
@@ -207,6 +208,12 @@ def prepare(args: argparse.Namespace) -> Run:
     if checkpoint:
         restore(run, checkpoint)
     return run
+
+
+def new_optimizer(model: Model, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); the learning rate is set at each step."""
+    kind = dict(betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True)
+    return torch.optim.AdamW(model.parameters(), **kind)
 
 
 # ------------------------------------------------------------------------------------ the data
@@ -456,7 +463,8 @@ def train_step(run: Run, forward: Callable) -> float:
     with autocast(run):
         logits, state = forward(inputs, state)
     loss = loss_of(logits, targets)
-    run.state = state.detach()  # the values go on to the next batch, the gradients do not
+    # the values go on to the next batch, the gradients do not
+    run.state = state.detach()
 
     # (4) backward, clip: one wild batch must not throw the weights far away
     run.optimizer.zero_grad()

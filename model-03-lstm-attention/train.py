@@ -73,18 +73,10 @@ CHARACTERS = dict(  # instead of those of preset small, where --tokenizer char i
 )  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "cell", "attention", "window", "bidirectional")
-KEPT = (
-    "preset",
-    "tokenizer",
-    "vocab_size",
-    *MODEL,
-    "batch_size",
-    "context",
-    "weight_decay",
-    "eps",
-    "seed",
-    "dtype",
-)  # by --resume
+KEPT = (  # by --resume
+    "preset", "tokenizer", "vocab_size", *MODEL, "batch_size", "context", "weight_decay", "eps",
+    "seed", "dtype",
+)  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 5
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
@@ -230,10 +222,7 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
     model.to(device).train()
-    # Adam makes all steps about equally large, even where a gradient is next to nothing, and so
-    # pushes words that it never sees far away. eps is the gradient below which steps are short.
-    kind = dict(betas=(0.9, 0.95), eps=args.eps, weight_decay=args.weight_decay, fused=True)
-    optimizer = torch.optim.AdamW(model.parameters(), **kind)
+    optimizer = new_optimizer(model, args)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
     run = Run(*fixed, started)
@@ -242,6 +231,14 @@ def prepare(args: argparse.Namespace) -> Run:
     if checkpoint:
         restore(run, checkpoint)
     return run
+
+
+def new_optimizer(model: Model, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); the learning rate is set at each step."""
+    # Adam makes all steps about equally large, even where a gradient is next to nothing, and so
+    # pushes words that it never sees far away. eps is the gradient below which steps are short.
+    kind = dict(betas=(0.9, 0.95), eps=args.eps, weight_decay=args.weight_decay, fused=True)
+    return torch.optim.AdamW(model.parameters(), **kind)
 
 
 # ------------------------------------------------------------------------------------ the data

@@ -36,6 +36,7 @@ MAY_DIFFER = {
         "Run": "the type of the tokenizer and what a stage adds to a run",
         "parse_args": "the flags of the model's size, and the name of the model",
         "prepare": "the tokenizer, and the model's arguments",
+        "new_optimizer": "from model 02 on, words that are never seen need an eps",
         "steps_per_epoch": "how the text is cut into batches",
         "get_batch": "how the text is cut into batches",
         "loss_of": "targets that do not count differ",
