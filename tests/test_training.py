@@ -50,16 +50,13 @@ def test_metrics_have_the_promised_columns(trained):
     assert all(row["train_loss"] for row in rows[1:])
 
 
-def test_the_loss_falls(trained, mods):
-    """Below ln V, that is; model 03 starts below it, because at once it repeats words."""
+def test_the_loss_falls(trained):
     rows = read_metrics(trained.out)
     validation = [float(row["val_loss"]) for row in rows if row["val_loss"]]
-    _, tokenizer, _ = mods.generate.load_checkpoint(trained.last)
-    assert validation[-1] < math.log(tokenizer.vocab_size) - 0.8
-    assert validation[-1] < validation[0] - 0.4
+    assert validation[-1] < validation[0] - 0.8
     start = [float(row["train_loss"]) for row in rows[1:20]]
     end = [float(row["train_loss"]) for row in rows[-20:]]
-    assert sum(end) / len(end) < sum(start) / len(start) - 0.5
+    assert sum(end) / len(end) < sum(start) / len(start) - 0.8
 
 
 def test_samples_are_written_at_each_evaluation(trained):
@@ -274,7 +271,7 @@ def test_half_precision_trains(quick, mods, tmp_path, dtype):
     assert result.status == 0 and result.err == "", result
     assert dtype in result.out.splitlines()[0]
     rows = read_metrics(tmp_path)
-    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"]) - 0.2
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"]) - 0.4
     model, _, checkpoint = mods.generate.load_checkpoint(tmp_path / "last.pt")
     assert checkpoint["settings"]["dtype"] == dtype
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
