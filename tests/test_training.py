@@ -329,5 +329,5 @@ def test_training_on_tales_ends_with_the_recall_figure_and_the_floor(
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["model", "kind", "distance", "choices", "right"]
     names = {row["model"] for row in rows}
-    assert "5-gram" in names and len(names) == 2
+    assert f"{mods.train.NGRAM_ORDER}-gram" in names and len(names) == 2
     assert all(int(row["choices"]) >= 2 and row["right"] in "01" for row in rows)
