@@ -318,7 +318,7 @@ def estimate_memory(run: Run) -> float:
         return tensor
 
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        inputs, targets, _ = get_batch(run)
+        inputs, targets, *_ = get_batch(run)
         with autocast(run):
             loss = loss_of(run.model(inputs)[0], targets)
         del loss  # only now may the storages be freed, and their addresses used again
@@ -565,8 +565,8 @@ def compiled(run: Run) -> Callable:
     try:
         forward = torch.compile(run.model)
         with torch.random.fork_rng(), autocast(run):
-            inputs, targets, _ = get_batch(run)
-            loss_of(forward(inputs, None)[0], targets).backward()
+            inputs, targets, *_ = get_batch(run)
+            loss_of(forward(inputs)[0], targets).backward()
         return forward
     except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -164,6 +164,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
+    if args.tokenizer == "char" and args.vocab_size:
+        raise UserError("--vocab-size: --tokenizer char has all characters: leave it out")
     if args.tokenizer == "char" and args.preset in (None, "small") and not args.resume:
         for name, value in CHARACTERS.items():
             setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
@@ -343,7 +345,7 @@ def estimate_memory(run: Run) -> float:
         return tensor
 
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        inputs, targets, _ = get_batch(run)
+        inputs, targets, *_ = get_batch(run)
         with autocast(run):
             loss = loss_of(run.model(inputs)[0], targets)
         del loss  # only now may the storages be freed, and their addresses used again
@@ -590,8 +592,8 @@ def compiled(run: Run) -> Callable:
     try:
         forward = torch.compile(run.model)
         with torch.random.fork_rng(), autocast(run):
-            inputs, targets, _ = get_batch(run)
-            loss_of(forward(inputs, None)[0], targets).backward()
+            inputs, targets, *_ = get_batch(run)
+            loss_of(forward(inputs)[0], targets).backward()
         return forward
     except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -52,18 +52,22 @@ MODELS = [
     Spec("model-01-char-rnn", "CharRNN", "--hidden-size 16 --layers 1"),
     Spec("model-02-word-rnn", "WordRNN", "--hidden-size 16 --layers 1", "word"),
     Spec("model-03-lstm-attention", "AttentionLSTM", "--hidden-size 16 --layers 1", "word"),
+    Spec("model-04-mini-transformer", "MiniTransformer", "--hidden-size 16 --layers 1 --heads 2"),
 ]
 
 
 def copied(*names: str) -> pytest.MarkDecorator:
     """Run a test with the newest model only: these functions are the same in every folder.
 
+    Or with the last recurrent one, too, where they are the same in all recurrent ones only.
     test_copies.py sees to that, to the letter. A name that may differ is refused here.
     """
-    from test_copies import SAME
+    from test_copies import RECURRENT, SAME
 
-    assert set(names) <= set().union(*SAME.values()), f"{names}: may differ between models"
-    return pytest.mark.parametrize("spec", MODELS[-1:], ids=lambda spec: spec.folder)
+    same, recurrent = (set().union(*names.values()) for names in (SAME, RECURRENT))
+    assert set(names) <= same | recurrent, f"{names}: may differ between models"
+    chosen = MODELS[-1:] if set(names) <= same else [MODELS[2], *MODELS[3:]]
+    return pytest.mark.parametrize("spec", chosen, ids=lambda spec: spec.folder)
 
 
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model

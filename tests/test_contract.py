@@ -34,6 +34,7 @@ GOLDEN = {
     "model-01-char-rnn": "wsigxoocpuc yxzojpc yebfogcyybixokcywebqsodfvgpuyyqgffhou\nyf",
     "model-02-word-rnn": "smzmjipukb\nqixipnpolrn cokyfoipumjipukb\nqixipnpolrn cokyfoip",
     "model-03-lstm-attention": "sspepegcriseospeghrisaadrisesezhriszhrrspegspegzpehrisaepecr",
+    "model-04-mini-transformer": "iyyyyyyyyyiywcaafcmycaaaaaaafcmycaaaaaaafcmycaamycmyca\ncamyy",
 }
 
 
@@ -256,10 +257,12 @@ def golden_text(
     alphabet = "\n abcdefghijklmnopqrstuvwxyz"
     model = getattr(mods.model, spec.name)(vocab_size=len(alphabet), **spec.size).eval().to(dtype)
     with torch.inference_mode():
-        for n, weight in enumerate(model.parameters()):
+        for n, (name, weight) in enumerate(model.named_parameters()):
             wave = torch.arange(weight.numel(), dtype=torch.float64)
             values = torch.sin(wave * wave * 0.37 + wave * 1.3 + n)  # no pattern that repeats
-            weight.copy_(values.view_as(weight) * (1.2 if weight.dim() > 1 else 0.2))
+            values = values.view_as(weight) * (1.2 if weight.dim() > 1 else 0.2)
+            gain = weight.dim() == 1 and name.endswith("weight")  # of a norm: about 1
+            weight.copy_(values + gain)
         tokens, state, rows = [0], None, []
         for _ in range(60):
             logits, state = model(torch.tensor([tokens[-1:]]), state)

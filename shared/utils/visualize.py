@@ -20,14 +20,18 @@ The second draws how many characters a token holds on average, for growing vocab
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import functools
+import json
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 if not __package__:  # run as a script: `shared` is two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -47,15 +51,21 @@ COLOURS = (GREY, BLUE, ORANGE, GREEN, "#9333ea", "#be123c", "#0891b2", "#a16207"
 
 def new_figure(size: tuple[float, float] = (8, 5)):
     """An empty picture (size in inches) and its axes, drawn without a screen."""
+    figure = empty_figure(size)
+    axes = figure.subplots()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def empty_figure(size: tuple[float, float]):
+    """A picture without axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure
 
 
 def line(axes, height: float, label: str, colour: str) -> None:
@@ -182,14 +192,111 @@ def plot_attention(
     """A heat map of attention: weights (rows, columns), each row from 0 to 1, as a PNG."""
     side = 2 + 0.17 * max(len(rows), len(columns))  # inches: a label needs 0.17
     figure, axes = new_figure((side, side))
-    axes.grid(visible=False)
-    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    style = dict(fontsize=8, parse_math=False)
-    axes.set_xticks(range(len(columns)), [drawable(each) for each in columns], rotation=90, **style)
-    axes.set_yticks(range(len(rows)), [drawable(each) for each in rows], **style)
+    image = draw_weights(axes, weights)
+    name_ticks(axes.xaxis, columns, 8)
+    name_ticks(axes.yaxis, rows, 8)
     axes.set(title=title, xlabel="words looked at", ylabel="words expected")
     figure.colorbar(image, shrink=0.5, label="weight")
     figure.savefig(path, format="png", dpi=120)
+
+
+def draw_weights(axes, weights):
+    """A heat map on some axes, blue from 0 to 1."""
+    axes.grid(visible=False)
+    return axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+
+
+def name_ticks(axis, names: list[str], size: float) -> None:
+    """A name of `size` points at each row or column of a heat map."""
+    short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
+    labels = [drawable(name.replace("\n", "")) for name in short]
+    axis.set_ticks(range(len(names)), labels, fontsize=size, parse_math=False)
+    if axis.axis_name == "x":
+        axis.set_tick_params(rotation=90)
+
+
+def check_heads(names: list[str], weights) -> np.ndarray:
+    """The weights of a text's T tokens as an array (L, H, T, T). Raises ValueError."""
+    try:
+        array = np.asarray(weights, dtype=np.float32)
+    except ValueError:
+        raise ValueError("weights must be (L, H, T, T): some row is shorter than others") from None
+    if array.ndim != 4 or 0 in array.shape or array.shape[2:] != (len(names),) * 2:
+        raise ValueError(
+            f"weights must be (L, H, T, T) with T = {len(names)} names, not {array.shape}"
+        )
+    if not (array.min() >= 0 and array.max() < 1.001):  # false for nan, too
+        raise ValueError("weights must be from 0 to 1")
+    return array
+
+
+def plot_heads(names: list[str], weights, path: Path, title: str) -> None:
+    """A small heat map for each head of each layer, as a PNG.
+
+    weights (L, H, T, T): row t is what a head takes of each of the T tokens, and sums to 1.
+    Layers go down, heads to the right. Tokens are named if there is room: up to some 30.
+    Raises ValueError for weights of another shape.
+    """
+    weights = check_heads(names, weights)
+    layers, heads, length, _ = weights.shape
+    side = min(max(1.2, 0.1 * length), 3, 24 / max(layers, heads))  # of a map, in inches
+    figure = empty_figure((heads * side + 1.6, layers * (side + 0.2) + 1.2))
+    grid = figure.subplots(layers, heads, squeeze=False)
+    for (layer, head), axes in np.ndenumerate(grid):
+        image = draw_weights(axes, weights[layer, head])
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+    if side / length >= 0.09:  # inches: a label of 6 points needs that
+        for axes in grid[0]:
+            axes.xaxis.tick_top()
+            name_ticks(axes.xaxis, names, 6)
+        for axes in grid[:, 0]:
+            name_ticks(axes.yaxis, names, 6)
+    figure.suptitle(drawable(title), parse_math=False)
+    figure.colorbar(image, ax=grid, fraction=0.02, shrink=0.5, label="weight")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def write_attention_page(
+    names: list[str],
+    weights,
+    path: Path,
+    title: str,
+    guesses: list[list[tuple[str, float]]] | None = None,
+) -> None:
+    """A web page to point at: what every head looks at from each token, in one file.
+
+    names and weights (L, H, T, T) as for plot_heads. guesses: for each of the T tokens the
+    likeliest next ones, as (text, probability). The page itself is attention.html, beside this
+    file; what is written needs no network and no other file.
+    Raises ValueError for weights of another shape, or guesses for another number of tokens.
+    """
+    weights = check_heads(names, weights)
+    layers, heads, length, _ = weights.shape
+    if guesses is not None:
+        if len(guesses) != length:
+            raise ValueError(f"guesses must be for {length} tokens, not {len(guesses)}")
+        guesses = [[(text, round(float(p), 4)) for text, p in each or ()] for each in guesses]
+    # Ten digits for each weight would make megabytes. A colour needs no more than a byte (base64
+    # makes them letters), and the upper half of a map that looks only back is zeros: left out.
+    small = np.rint(255 * weights).astype(np.uint8)
+    causal = not np.triu(weights, 1).any()
+    if causal:
+        rows, columns = np.tril_indices(length)
+        small = small[:, :, rows, columns]  # (L, H, T (T + 1) / 2)
+    data = {
+        "title": title,
+        "names": names,
+        "layers": layers,
+        "heads": heads,
+        "causal": causal,
+        "weights": base64.b64encode(small.tobytes()).decode(),
+        "guesses": guesses,
+    }
+    page = Path(__file__).with_name("attention.html").read_text(encoding="utf-8")
+    # In HTML "</script>" ends the data, even within a string; JSON may write < as \u003c.
+    text = json.dumps(data).replace("<", "\\u003c")
+    path.write_text(page.replace("{{data}}", text), encoding="utf-8")
 
 
 def plot_gradients(curves: dict[str, list[float]], path: Path, title: str) -> None:
@@ -205,6 +312,38 @@ def plot_gradients(curves: dict[str, list[float]], path: Path, title: str) -> No
         ylim=(1e-12, 2),
     )
     axes.legend(frameon=False, loc="best")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_lengths(
+    times: dict[str, tuple[list[int], list[float]]],
+    losses: dict[str, tuple[list[int], list[float]]],
+    trained: dict[str, int],
+    path: Path,
+) -> None:
+    """What a token costs and what the past is worth, by length in tokens, as a PNG.
+
+    times and losses hold for each model lengths with milliseconds or nats, trained the length of
+    its training pieces.
+    """
+    figure, left = new_figure((12, 5))
+    figure.clear()
+    left, right = figure.subplots(1, 2)
+    for colour, name in zip(COLOURS[1:] * 9, times, strict=False):
+        left.plot(*times[name], "o-", ms=4, color=colour, label=name)
+        right.plot(*losses[name], color=colour, label=name)
+    for length in set(trained.values()):
+        right.axvline(length, color=GREY, linestyle="--", linewidth=1.2)
+        right.annotate(" trained", (length, 0.97), xycoords=("data", "axes fraction"), color=GREY)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    left.set_yscale("log")
+    left.set(title="What a token costs", xlabel="tokens read again", ylabel="ms for one more")
+    right.set(title="What the past is worth", xlabel="tokens before", ylabel="nats per token")
     figure.savefig(path, format="png", dpi=120)
 
 

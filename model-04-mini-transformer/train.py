@@ -1,0 +1,759 @@
+"""Train model 04, a small transformer.
+
+    text --> tokens --> (1) learning rate   (2) batch   (3) forward, loss   (4) backward, clip
+                        (5) step   (6) log   (7) evaluate, sample, save     ... and again
+         --> checkpoints/:  best.pt  last.pt  metrics.csv  loss.png  samples.txt
+
+The loss is cross-entropy in nats per token: -ln of the probability that the model gave to the
+token that came. Validation loss is always over the whole validation split.
+
+Shapes: B batch, T time (context), V vocabulary
+
+    python train.py                                  # two minutes on a laptop
+    python train.py --dataset my_novel.txt --preset tiny
+    python train.py --resume checkpoints/last.pt     # go on, exactly where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import hashlib
+import io
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import generate
+import numpy as np
+import torch
+from generate import FORMAT, HERE, VERSION, Arguments, Model, command
+from model import PARTS, POSITIONS
+from ngram import NGram
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from shared import UserError
+from shared.data.download import Corpus, load_default, load_text
+from shared.data.tales import recall_probes
+from shared.utils import visualize
+from shared.utils.tokenizers import (
+    BPETokenizer,
+    CharTokenizer,
+    Tokenizer,
+    UnigramTokenizer,
+    WordPieceTokenizer,
+    WordTokenizer,
+)
+
+DATASET = "wikitext-2"  # where none is named
+PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
+    "tiny": dict(
+        tokenizer="char", hidden_size=64, layers=2, dropout=0.0, heads=4, positions="rope",
+        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=16,
+        context=64, lr=0.005, weight_decay=0.1, steps=400,
+    ),
+    "small": dict(
+        tokenizer="char", hidden_size=256, layers=4, dropout=0.0, heads=4, positions="rope",
+        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=16,
+        context=128, lr=0.002, weight_decay=0.1, minutes=3.0,
+    ),
+    "full": dict(
+        tokenizer="char", hidden_size=384, layers=6, dropout=0.2, heads=6, positions="rope",
+        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=64,
+        context=256, lr=0.001, weight_decay=0.1, epochs=20.0,
+    ),
+}  # fmt: skip
+TOKENIZERS = {
+    "char": (CharTokenizer, {}),
+    "word": (WordTokenizer, {"max_size": 40_000}),
+    "bpe": (BPETokenizer, {"vocab_size": 1024}),
+    "wordpiece": (WordPieceTokenizer, {"vocab_size": 1024}),
+    "unigram": (UnigramTokenizer, {"vocab_size": 1024}),
+}
+LENGTHS = ("epochs", "steps", "minutes")
+MODEL = (
+    "hidden_size", "layers", "dropout", "heads", "context", "positions", "norm", "activation",
+    "objective", "ablate",
+)  # fmt: skip
+KEPT = (  # by --resume
+    "preset", "tokenizer", "vocab_size", *MODEL, "batch_size", "weight_decay", "seed", "dtype",
+)  # fmt: skip
+SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
+NGRAM_ORDER = 7
+NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
+SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+
+
+@dataclass
+class Run:
+    """A training run: what is fixed, then all that changes and goes into a checkpoint."""
+
+    args: argparse.Namespace
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train: Tensor  # (N,) token ids
+    valid: Tensor
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: str
+    dtype: torch.dtype
+    out: Path
+    started: float  # time.perf_counter() at the start of the program
+    baseline: float = math.nan  # nats per token of the n-gram model
+
+    step: int = 0  # steps done; with the seed it fixes the position in the data
+    best: float = math.inf  # lowest validation loss so far, nats per token
+    seconds: float = 0.0  # of training, evaluation left out
+    evaluation: float = 0.0  # seconds of the first evaluation
+    losses: tuple[float, int] = (0.0, 0)  # sum and number since the last line of metrics.csv
+    history: list[list] = field(default_factory=list)  # the lines of metrics.csv
+    samples: list[list] = field(default_factory=list)  # [step, text]
+
+    def bits_per_char(self, nats: float) -> float:
+        """From nats per token: one scale for all tokenizers."""
+        return nats / math.log(2) * len(self.valid) / len(self.corpus.valid)
+
+
+PROGRESS = ("step", "best", "seconds", "evaluation", "losses", "history", "samples")
+RESULTS = (
+    "best.pt", "last.pt", "metrics.csv", "loss.png", "samples.txt", "recall.csv", "recall.png",
+)  # fmt: skip
+COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char", "learning_rate")
+
+
+# ------------------------------------------------------------------------------- the arguments
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Arguments("Train model 04, a small transformer.", "train.py", PRESETS["small"])
+    parser.section("data and size")
+    names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
+    parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
+    parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
+    parser.choice("--tokenizer", "what a token is", list(TOKENIZERS))
+    parser.number("--vocab-size", int, "tokens (pieces: 1024; words: 40000 at most)", 5, 1e7)
+    parser.section("model (in brackets, here and below: preset small)")
+    parser.number("--hidden-size", int, "channels of each position", 1, 1e5)
+    parser.number("--layers", int, "blocks", 1, 100)
+    parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
+    parser.number("--heads", int, "of attention, in each block", 1, 1000)
+    parser.choice("--positions", "how order is known", list(POSITIONS))
+    parser.choice("--norm", "layer norm before each part, or after", ["pre", "post"])
+    parser.choice("--activation", "of the mlp", ["relu", "gelu", "swiglu"])
+    parser.choice("--objective", "guess what comes, or what is hidden", ["causal", "masked"])
+    parser.choice("--ablate", "what to leave out, to see what it was for", list(PARTS))
+    parser.section("training")
+    parser.number("--epochs", float, "length: passes over the training text", 1e-6)
+    parser.number("--steps", int, "length: updates of the weights", 1)
+    parser.number("--minutes", float, "length: as many steps as fit", 1e-3)
+    parser.number("--batch-size", int, "texts read side by side", 1, 1e6)
+    parser.number("--context", int, "tokens of each text a step", 1, 1e6)
+    parser.number("--lr", float, "highest learning rate", 0, 10)
+    parser.number("--weight-decay", float, "pull of the matrices towards 0", 0, 100)
+    parser.number("--seed", int, "of weights, batches and samples (1337)", 0, 2**31)
+    parser.section("output")
+    parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
+    parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
+    parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
+    parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
+    generate.add_device_flag(parser)
+    types = ["auto", "float32", "bfloat16", "float16"]
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    parser.text("--compile", "try torch.compile", action="store_true", default=False)
+    args = parser.parse()
+    if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
+        raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
+    return args
+
+
+def settle(args: argparse.Namespace, stored: dict | None) -> None:
+    """Fill in the flags not given: from the checkpoint that is resumed, else from the preset."""
+    preset = PRESETS[args.preset or "small"]
+    usual = dict(preset="small", seed=1337, dtype="auto", save_every=None, eval_every=None)
+    defaults = stored or {**usual, **preset}
+    for name in KEPT if stored else ():
+        if getattr(args, name) not in (None, stored[name]):
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: this checkpoint was made with "
+                f"{stored[name]}: leave the flag out, or start a new run without --resume"
+            )
+    lengths = () if any(getattr(args, name) for name in LENGTHS) else LENGTHS
+    for name in SETTINGS:
+        if getattr(args, name) is None and (name in lengths or name not in LENGTHS):
+            setattr(args, name, defaults.get(name))
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
+    started = time.perf_counter()
+    device = generate.pick_device(args.device)
+    out = Path(args.out or HERE / "checkpoints")
+    model = tokenizer = checkpoint = None
+    if args.resume:
+        path = generate.find(args.resume)
+        model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
+        out = Path(args.out or path.parent)
+    settle(args, checkpoint and checkpoint["settings"])
+    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
+    corpus = load_text(name) if name else load_default(DATASET)
+    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
+        raise UserError(
+            f"{corpus.name} is not the text this checkpoint was trained on "
+            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
+        )
+    if args.objective == "masked":  # it may be told what the floor says nobody can know
+        corpus = corpus._replace(floor=None)
+    if args.tokenizer == "char" and args.vocab_size:
+        raise UserError("--vocab-size: --tokenizer char has all characters: leave it out")
+    if args.hidden_size % (2 * args.heads):
+        raise UserError(
+            f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
+            f"give a multiple of {2 * args.heads}"
+        )
+    if not tokenizer:
+        kind, sizes = TOKENIZERS[args.tokenizer]
+        sizes = {name: args.vocab_size or size for name, size in sizes.items()}
+        tokenizer = kind.train(corpus.train + corpus.valid, **sizes)
+    train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
+    if len(train) <= args.context or len(valid) < 2:
+        raise UserError(
+            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
+        )
+    if args.batch_size > (most := (len(train) - 1) // args.context):
+        print(f"{corpus.name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size = most
+    dtype = generate.pick_dtype(args.dtype, device)
+    args.dtype = str(dtype).removeprefix("torch.")
+    torch.manual_seed(args.seed)
+    model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
+    model.to(device).train()
+    optimizer = new_optimizer(model, args)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
+    run = Run(*fixed, started)
+    if args.epochs and not args.steps:
+        args.steps = max(1, round(args.epochs * steps_per_epoch(run)))
+    if checkpoint:
+        restore(run, checkpoint)
+    return run
+
+
+def new_optimizer(model: Model, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); the learning rate is set at each step."""
+    # Decay pulls at what multiplies, so that no weight grows without need. A norm's scale belongs
+    # at 1 and a bias where the data have it: pulling these to 0 would only do harm.
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+# ------------------------------------------------------------------------------------ the data
+
+
+def steps_per_epoch(run: Run) -> int:
+    return (len(run.train) - 1) // run.args.batch_size // run.args.context
+
+
+def get_batch(run: Run) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T), each target the token after its input, from random places.
+
+    Nothing is carried from batch to batch, so the pieces need not follow one another. A batch
+    depends on seed and step alone, so a resumed run sees the same ones.
+    """
+    batch_size, context = run.args.batch_size, run.args.context
+    random = torch.Generator().manual_seed(run.args.seed + run.step)
+    starts = torch.randint(len(run.train) - context, (batch_size, 1), generator=random)
+    batch = run.train[starts + torch.arange(context + 1)]  # (B, T + 1)
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    if run.args.objective == "masked":
+        inputs, targets = hide(inputs, run.model.mask_id, random)
+    return inputs.to(run.device), targets.to(run.device)
+
+
+def hide(tokens: Tensor, mask_id: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Hide 15 % of the tokens (Devlin et al. 2019): (B, T) -> inputs, targets (B, T)
+
+    Of these 80 % become [MASK], 10 % any token, 10 % stay: so the model may trust none of them.
+    Targets are the tokens that were hidden, and -100, which does not count, everywhere else.
+    """
+    dice = torch.rand(tokens.shape, generator=random)
+    other = torch.randint(mask_id, tokens.shape, generator=random)
+    inputs = tokens.masked_fill(dice < 0.12, mask_id)
+    inputs = torch.where((dice >= 0.12) & (dice < 0.135), other, inputs)
+    return inputs, tokens.masked_fill(dice >= 0.15, -100)
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats: logits (B, T, V), targets (B, T), where -100 does not count."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+
+
+def autocast(run: Run) -> torch.autocast:
+    """Matrix products in run.dtype; the weights themselves stay float32."""
+    return torch.autocast(run.device, run.dtype, enabled=run.dtype != torch.float32)
+
+
+@torch.inference_mode()
+def evaluate(run: Run) -> float:
+    """Nats per token over the whole validation split: each token but the first is predicted once.
+
+    The split is read as B streams side by side, each from beginning to end. A masked model is
+    asked for the same 15 % of it each time.
+    """
+    run.model.eval()
+    predicted = len(run.valid) - 1
+    streams = min(run.args.batch_size, -(-predicted // run.args.context))
+    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    padding = streams * length - predicted
+    inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)
+    targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
+    if run.args.objective == "masked":
+        hidden = hide(inputs, run.model.mask_id, torch.Generator().manual_seed(0))
+        inputs, targets = hidden[0], hidden[1].masked_fill(targets == -100, -100)
+    total, state = 0.0, None
+    for t in range(0, length, run.args.context):
+        chunk = slice(t, t + run.args.context)
+        with autocast(run):
+            logits, state = run.model(inputs[:, chunk].to(run.device), state)
+        total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
+    run.model.train()
+    return total / (targets != -100).sum().item()
+
+
+def write_sample(run: Run, length: int = 80) -> str:
+    """What the model writes now, from the start of a line, with dice of its own; a masked model
+    fills in the beginning of the validation text."""
+    run.model.eval()
+    if run.args.objective == "masked":
+        tokens = run.valid[:length].tolist()
+        hidden = [None if i % 8 == 4 else token for i, token in enumerate(tokens)]
+        guesses = [int(p.argmax()) for p in generate.fill(run.model, hidden)]
+        pairs = zip(tokens[4::8], guesses, strict=False)  # the right one, and the guess
+        names = (map(run.tokenizer.token_text, pair) for pair in pairs)
+        text = "  ".join("/".join(map(visualize.visible, pair)) for pair in names)
+    else:
+        prompt = generate.opening(run.tokenizer)
+        how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
+        tokens = generate.generate(run.model, prompt, length, **how)
+        text = run.tokenizer.decode(list(tokens)).strip("\n")
+    run.model.train()
+    return text
+
+
+def evaluate_and_sample(run: Run) -> None:
+    """Measure the validation loss, show it with a sample, keep the best weights."""
+    loss, text = evaluate(run), write_sample(run)
+    row = run.history[-1]
+    row[4:6] = [loss, run.bits_per_char(loss)]
+    run.samples.append([run.step, text])
+    train = f"train {row[3]:.4f}  " if row[3] is not None else ""
+    tqdm.write(
+        f"step {run.step:<6} {train}valid {loss:.4f} nats/token = {row[5]:.4f} bits/char  "
+        f"lr {row[6]:.2g}\n    {' / '.join(text.splitlines())[:90]}"
+    )
+    if loss < run.best:
+        run.best = loss
+        save_checkpoint(run, "best.pt")
+    write_results(run)
+
+
+def estimate_memory(run: Run) -> float:
+    """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        inputs, targets, *_ = get_batch(run)
+        with autocast(run):
+            loss = loss_of(run.model(inputs)[0], targets)
+        del loss  # only now may the storages be freed, and their addresses used again
+    return sum(kept.values()) + 4 * 4 * sum(p.numel() for p in run.model.parameters())
+
+
+# --------------------------------------------------------------------------------- the results
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once all is written, or not at all."""
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(run: Run, name: str) -> None:
+    """All it takes to go on exactly from here: plain tensors and plain values, then a SHA-256."""
+    rng = {"cpu": torch.get_rng_state()}
+    if run.device != "cpu":
+        rng[run.device] = getattr(torch, run.device).get_rng_state()
+    checkpoint = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": type(run.model).__name__,
+        "config": run.model.config,
+        "tokenizer": run.tokenizer.state_dict(),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "settings": {name: getattr(run.args, name) for name in SETTINGS},
+        "dataset": {"name": run.corpus.name, "sha256": run.corpus.sha256},
+        "progress": {name: getattr(run, name) for name in PROGRESS},
+        "rng": rng,
+    }
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(run.out / name) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+
+
+def restore(run: Run, checkpoint: dict) -> None:
+    """Put back what save_checkpoint saved (the model and the settings are there already)."""
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    run.scaler.load_state_dict(checkpoint["scaler"])
+    for name in PROGRESS:
+        setattr(run, name, checkpoint["progress"][name])
+    for device, state in checkpoint["rng"].items():
+        if device in (run.device, "cpu"):
+            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state.cpu())
+
+
+def write_results(run: Run) -> None:
+    """metrics.csv, samples.txt and loss.png, as far as the run has come."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *run.history])
+    samples = "".join(f"--- step {step}\n{text}\n\n" for step, text in run.samples)
+    for name, text in (("metrics.csv", table.getvalue()), ("samples.txt", samples)):
+        with replacing(run.out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    with replacing(run.out / "loss.png") as temporary:
+        visualize.plot_loss(
+            [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
+            temporary,
+            title=f"{type(run.model).__name__} on {run.corpus.name}",
+            bits_per_nat=run.bits_per_char(1.0),
+            baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
+            floor=run.corpus.floor,
+        )
+
+
+def set_aside(out: Path) -> None:
+    """Move the results of an earlier run to a folder of their own: nothing is ever lost."""
+    earlier = [out / name for name in RESULTS if (out / name).exists()]
+    if earlier:
+        newest = max(path.stat().st_mtime for path in earlier)
+        folder = out / time.strftime("run-%Y-%m-%d-%H-%M-%S", time.localtime(newest))
+        while folder.exists():
+            folder = folder.with_name(folder.name + "+")
+        folder.mkdir()
+        for path in earlier:
+            path.replace(folder / path.name)
+        print(f"the results of the run before are now in {shown(folder)}")
+
+
+# -------------------------------------------------------------------------------- the training
+
+
+def keep_memory() -> None:
+    """Ask Linux's malloc to keep what is freed: the logits of a large vocabulary, handed back to
+    the system after each step and fetched again page by page, can double the time of a step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another system, another malloc
+        return
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: hand back from 1 GB of free memory on
+    mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
+
+
+class Stop:
+    """Ctrl-C or SIGTERM asks for an end after the step under way; a second one insists."""
+
+    signal = 0
+
+    def __enter__(self) -> Stop:
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def learning_rate(step: int, args: argparse.Namespace, warmup: int = 50) -> float:
+    """Rises over the first steps, then falls along half a cosine, to reach 0 after the last.
+
+    At first the gradients are large and point everywhere, so steps must be small; at the end
+    small steps settle into the valley that large ones only jumped across. A cosine stays long at
+    the height where most is learned, and long near 0 (Loshchilov & Hutter 2017).
+    """
+    if step < warmup or not args.steps:
+        return args.lr * min(1, (step + 1) / warmup)
+    done = min(1, (step - warmup) / max(1, args.steps - warmup))
+    return args.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def train_step(run: Run, forward: Callable) -> float:
+    """One update of the weights. Returns the loss before it, in nats per token."""
+    # (1) learning rate
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, run.args)
+
+    # (2) batch
+    inputs, targets = get_batch(run)
+
+    # (3) forward, loss
+    with autocast(run):
+        logits, _ = forward(inputs)
+    loss = loss_of(logits, targets)
+
+    # (4) backward, clip: one wild batch must not throw the weights far away
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
+    value = loss.item()
+    if not math.isfinite(value + (0 if run.scaler.is_enabled() else norm)):  # a scaler mends these
+        raise UserError(
+            f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
+            f"such as {run.args.lr / 3:.1g} (last.pt holds the run before it went wrong)"
+        )
+
+    # (5) step
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.step += 1
+    return value
+
+
+def train(run: Run) -> int:
+    """Train to the end, or to a signal. Returns the number of that signal, or 0."""
+    args, times, saved = run.args, [], time.perf_counter()
+    forward = compiled(run) if args.compile else run.model
+    with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
+        if run.step == 0:  # also where a run was killed before its first step
+            run.history, run.samples, run.best = [], [], math.inf
+            log(run)
+            visualize.new_figure()  # loads matplotlib, which must not count as evaluation
+            began = time.perf_counter()
+            evaluate_and_sample(run)
+            run.evaluation = time.perf_counter() - began
+            save_checkpoint(run, "last.pt")
+        while not args.steps or run.step < args.steps:
+            began = time.perf_counter()
+            loss = train_step(run, forward)  # (1) to (5)
+            times.append(time.perf_counter() - began)
+
+            # (6) log
+            run.seconds += times[-1]
+            run.losses = (run.losses[0] + loss, run.losses[1] + 1)
+            speed = args.batch_size * args.context / times[-1]
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+            stopping = stop.signal
+            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
+                if sum(times) < 6 * args.minutes and not stopping:
+                    continue
+                bar.total = args.steps = steps_that_fit(run, times)
+            evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
+            if evaluating or run.step % max(1, args.steps // 200) == 0:
+                log(run)
+
+            # (7) evaluate, sample, save
+            if evaluating:
+                evaluate_and_sample(run)
+            due = time.perf_counter() - saved > SAVE_SECONDS
+            if args.save_every:
+                due = run.step % args.save_every == 0
+            if due or evaluating or stopping:
+                save_checkpoint(run, "last.pt")
+                saved = time.perf_counter()
+            if stopping and run.step < args.steps:
+                return stopping
+    return 0
+
+
+def steps_that_fit(run: Run, times: list[float]) -> int:
+    """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
+    warm = times[2:] or times  # the first two only warm up
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
+    left *= 0.95  # machines slow down as they grow warm
+    return run.step + max(1, int(left * len(warm) / sum(warm)))
+
+
+def evaluate_every(args: argparse.Namespace) -> int:
+    return args.eval_every or -(-args.steps // 10)
+
+
+def log(run: Run) -> None:
+    """Add a line to the history, with the mean training loss since the line before."""
+    total, number = run.losses
+    tokens = run.step * run.args.batch_size * run.args.context
+    lr = learning_rate(max(0, run.step - 1), run.args)
+    mean = total / number if number else None
+    run.history.append([run.step, tokens, round(run.seconds, 2), mean, None, None, lr])
+    run.losses = (0.0, 0)
+
+
+def compiled(run: Run) -> Callable:
+    """torch.compile's version of the model, if that works on this machine; else the model."""
+    try:
+        forward = torch.compile(run.model)
+        with torch.random.fork_rng(), autocast(run):
+            inputs, targets, *_ = get_batch(run)
+            loss_of(forward(inputs)[0], targets).backward()
+        return forward
+    except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"--compile does not work here, going on without ({reason[:100]})")
+        return run.model
+    finally:
+        run.optimizer.zero_grad()
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+@torch.inference_mode()
+def next_scores(run: Run, contexts: list[list[int]]) -> Tensor:
+    """What the model gives each token as the next one after each context: logits (N, V)"""
+    run.model.eval()
+    scores = torch.empty(len(contexts), run.tokenizer.vocab_size)
+    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+    for batch in (order[i : i + 32] for i in range(0, len(order), 32)):  # of about equal lengths
+        rows = [torch.tensor(contexts[i]) for i in batch]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(run.device)
+        with autocast(run):
+            logits, _ = run.model(tokens)  # (B, T, V); padding stands behind and changes nothing
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        scores[batch] = logits[torch.arange(len(batch)), ends].float().cpu()
+    return scores
+
+
+def measure_recall(run: Run, ngram: NGram, count: int = 600) -> None:
+    """Does it remember? The answers of model and n-grams to the recall probes of `tales`.
+
+    recall.csv: model, kind, distance in characters, choices, 1 if the right one scored highest.
+    """
+    probes, contexts, choices = recall_probes(count), [], []
+    for probe in probes:
+        texts = [run.tokenizer.encode(probe.prompt + candidate) for candidate in probe.candidates]
+        same = len(os.path.commonprefix(texts))  # up to the token in which the candidates differ
+        contexts.append(texts[0][:same])
+        choices.append([text[same] for text in texts])
+    counted = [ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context in contexts]
+    scores = {
+        f"{NGRAM_ORDER}-gram": torch.tensor(np.array(counted)),
+        generate.name_of(run.model.config): next_scores(run, contexts),
+    }
+    lines = ["model,kind,distance,choices,right"]
+    for name, table in scores.items():
+        for probe, tokens, row in zip(probes, choices, table, strict=True):
+            right = probe.candidates[int(row[tokens].argmax())] == probe.answer
+            lines.append(f"{name},{probe.kind},{probe.distance},{len(tokens)},{right:d}")
+    with replacing(run.out / "recall.csv") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    with replacing(run.out / "recall.png") as temporary:
+        visualize.plot_recall([run.out / "recall.csv"], temporary)
+
+
+def verdict(run: Run) -> str:
+    """In plain words: learning, overfitting or diverged, and against what."""
+    losses = [row[4] for row in run.history if row[4] is not None]
+    first, last, best = losses[0], losses[-1], min(losses)
+    text = f"validation {best:.4f} nats/token = {run.bits_per_char(best):.4f} bits/char, "
+    text += "better" if best < run.baseline else "not better"
+    text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
+    if run.corpus.floor is not None:
+        text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
+    if last > first or last > 2 * best:
+        return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
+    if last > 1.02 * best:
+        return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
+    return f"learning: {text}."
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    try:
+        return min(os.path.relpath(path), str(path), key=len)
+    except ValueError:  # Windows: on another drive
+        return str(path)
+
+
+def type_next(script: str, *arguments: str) -> str:
+    """A command line that works from here."""
+    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+
+
+def introduce(run: Run) -> str:
+    """The first line: what is trained on what, and what knowing nothing costs."""
+    size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
+    return (
+        f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
+        f"{type(run.model).__name__}: {parameters:,} parameters, "
+        f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype} | "
+        f"guessing costs ln V = {math.log(size):.3f} nats/token, "
+        f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
+    )
+
+
+def main() -> None:
+    keep_memory()
+    run = prepare(parse_args())
+    ngram = NGram(run.train[:NGRAM_TOKENS].numpy(), NGRAM_ORDER, run.tokenizer.vocab_size)
+    run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
+    print(introduce(run))
+    if run.args.steps and run.step >= run.args.steps:
+        raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
+    run.out.mkdir(parents=True, exist_ok=True)
+    if not run.args.resume:
+        set_aside(run.out)
+    stopped = train(run)
+    if stopped:
+        print(f"stopped after step {run.step} of {run.args.steps}; to go on:")
+        print(type_next("train.py", "--resume", shown(run.out / "last.pt")))
+        sys.exit(128 + stopped)
+    best = ["--checkpoint", shown(run.out / "best.pt")]
+    if run.args.objective == "masked":
+        print("A masked model sees both sides: its loss compares with that of masked models only.")
+        best += ["--fill", f"a text with a {generate.MASK}"]
+    elif run.corpus.name == "tales":
+        measure_recall(run, ngram)
+    print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
+    print(type_next("generate.py", *best))
+
+
+if __name__ == "__main__":
+    command(main)
