@@ -284,9 +284,9 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    if args.prompt == "":
+    prompt = opening(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
+    if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")
-    prompt = tokenizer.encode(args.prompt) if args.prompt else opening(tokenizer)
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     print(args.prompt or "", end="", flush=True)
     never = None if args.unk else tokenizer.unk_id

@@ -60,7 +60,7 @@ def reply(model, tokenizer, line: str, options: dict) -> None:
     """Continue the line, printing each token as it is drawn; Ctrl-C ends it early."""
     seed = torch.seed() % 2**31 if options["seed"] is None else options["seed"]
     try:
-        prompt = tokenizer.encode(line) if line else opening(tokenizer)
+        prompt = tokenizer.encode(line) or opening(tokenizer)
         print(line, end="", flush=True)
         never = tokenizer.unk_id
         show(tokenizer, prompt, generate(model, prompt, **{**options, "seed": seed}, never=never))

@@ -22,10 +22,12 @@ Shapes: B batch, T time, V vocabulary
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +40,12 @@ from torch import Tensor
 
 from shared import UserError
 from shared.utils import visualize
-from shared.utils.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_state_dict
+from shared.utils.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    tokenizer_from_state_dict,
+)
 
 HERE = Path(__file__).resolve().parent
 FORMAT, VERSION = "language-models-from-scratch", 1
@@ -261,10 +268,15 @@ def blanks(tokenizer: Tokenizer, text: str) -> list[int | None]:
 
     Words know no spaces, pieces begin with theirs: the spaces at a blank belong to the token.
     """
+    if isinstance(tokenizer, WordTokenizer):
+        # What spaces and quotation marks become depends on what stands before: a word stands in.
+        fresh = (token for token in tokenizer.tokens if token.isalpha() and token not in text)
+        word = next(fresh, tokenizer.tokens[-1])
+        apart = re.sub(r"(?<=[\w\]])(?=\[MASK\])|(?<=\[MASK\])(?=\w)", " ", text)
+        ids = tokenizer.encode(apart.replace(MASK, word))
+        return [None if index == tokenizer.id_of[word] else index for index in ids]
     parts = text.split(MASK)
-    if tokenizer.unk_id is not None:
-        parts = [part.strip(" ") for part in parts]
-    elif not isinstance(tokenizer, CharTokenizer):
+    if not isinstance(tokenizer, CharTokenizer):
         parts = [part.rstrip(" ") for part in parts]
     tokens: list[int | None] = []
     for part in parts:
@@ -280,15 +292,15 @@ def fill(model: Model, tokens: list[int | None]) -> list[Tensor]:
     only what stands before, and guesses one by one, each after its likeliest for those before.
     """
     device, found, given = next(model.parameters()).device, [], list(tokens)
-    for i in (i for i, token in enumerate(tokens) if token is None):
-        if model.causal:
-            logits, _ = model(torch.tensor([given[:i] or [0]], device=device))
-            found.append(logits[0, -1].softmax(dim=-1))
-            given[i] = int(found[-1].argmax())
-        else:
-            hidden = [model.mask_id if token is None else token for token in tokens]
-            logits, _ = model(torch.tensor([hidden], device=device))
-            found.append(logits[0, i].softmax(dim=-1))
+    holes = [i for i, token in enumerate(tokens) if token is None]
+    if not model.causal:
+        hidden = [model.mask_id if token is None else token for token in tokens]
+        logits, _ = model(torch.tensor([hidden], device=device))
+        return list(logits[0, holes].softmax(dim=-1))
+    for i in holes:
+        logits, _ = model(torch.tensor([given[:i] or [0]], device=device))
+        found.append(logits[0, -1].softmax(dim=-1))
+        given[i] = int(found[-1].argmax())
     return found
 
 
@@ -296,7 +308,7 @@ def bars(tokenizer: Tokenizer, p: Tensor, count: int = 8) -> str:
     """The likeliest tokens of a distribution (V,), one a line, with a bar each."""
     lines = []
     for share, token in zip(*p.topk(min(count, len(p))), strict=True):
-        name = visualize.visible(tokenizer.token_text(int(token)))
+        name = visualize.visible(tokenizer.token_text(int(token))).strip("\n")
         lines.append(f"  {name:>14} {100 * share:5.1f} % {'█' * round(40 * float(share))}")
     return "\n".join(lines)
 
@@ -320,10 +332,12 @@ def show_fill(model: Model, tokenizer: Tokenizer, text: str) -> None:
     tokens = blanks(tokenizer, text)
     if None not in tokens:
         raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
+    if tokens[0] is None:
+        tokens = [*opening(tokenizer), *tokens]
     if len(tokens) > model.context:
         raise UserError(f"{len(tokens)} tokens, but the model sees {model.context}: shorten it")
-    for p in fill(model, tokens):
-        print(f"{MASK}\n{bars(tokenizer, p)}")
+    for number, p in enumerate(fill(model, tokens), start=1):
+        print(f"{MASK} {number}\n{bars(tokenizer, p)}")
 
 
 def check_causal(model: Model) -> None:
@@ -353,31 +367,34 @@ def remember(tokens: Iterator[int], written: list[int]) -> Iterator[int]:
         yield token
 
 
+def check_drawable(model: Model, path: Path) -> None:
+    """Raises UserError where attention cannot be drawn into this file."""
+    if path.suffix not in (".html", ".png"):
+        raise UserError(f"{path}: name a file that ends in .html or .png")
+    if model.blocks[0].attention is None:
+        raise UserError("this model was trained with --ablate attention: there is none to draw")
+
+
 def draw_attention(model: Model, tokenizer: Tokenizer, tokens: list[int], path: Path) -> str:
     """Draw where the model looks while it reads, as a page (.html) or a picture (.png).
 
     Of a long text the beginning is drawn. Returns what to say. Raises UserError.
     """
-    if path.suffix not in (".html", ".png"):
-        raise UserError(f"{path}: name a file that ends in .html or .png")
-    if model.blocks[0].attention is None:
-        raise UserError("this model was trained with --ablate attention: there is none to draw")
+    check_drawable(model, path)
+
+    def name(token: int) -> str:
+        return visualize.visible(tokenizer.token_text(token))
+
     tokens = tokens[: min(MOST, model.context)]
     weights, logits = attention_weights(model, tokens)
-    names = [visualize.visible(tokenizer.token_text(token)) for token in tokens]
+    names, title = [name(token) for token in tokens], "Where each head looks"
     if path.suffix == ".png":
-        visualize.plot_heads(names, weights.tolist(), path, "Where each head looks")
+        visualize.plot_heads(names, weights.tolist(), path, title)
     else:
-        guesses = []
-        for row in logits.softmax(dim=-1):
-            likeliest = zip(*row.topk(min(5, len(row))), strict=True)
-            text = [
-                (visualize.visible(tokenizer.token_text(int(i))), float(p)) for p, i in likeliest
-            ]
-            guesses.append(text)
-        visualize.write_attention_page(
-            names, weights.tolist(), path, "Where each head looks", guesses
-        )
+        best = logits.softmax(dim=-1).topk(min(5, logits.size(-1)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        guesses = [list(zip(map(name, ids), p, strict=True)) for ids, p in pairs]
+        visualize.write_attention_page(names, weights.tolist(), path, title, guesses)
     return f"where it looked, over {len(tokens)} tokens, is in {path}"
 
 
@@ -393,10 +410,11 @@ def show(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> None
 
 def opening(tokenizer: Tokenizer) -> list[int]:
     """The prompt where none is given: the start of a line, if the model knows line breaks."""
-    try:
-        return tokenizer.encode("\n")
-    except UserError:
-        return [0]
+    for text in ("\n", "."):  # the end of a line, or, where lines are lost, of a sentence
+        with contextlib.suppress(UserError):
+            if tokens := tokenizer.encode(text):
+                return tokens
+    return [0]
 
 
 def add_sampling_flags(parser: Arguments, length: int) -> None:
@@ -427,13 +445,17 @@ def main() -> None:
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint), pick_device(args.device))
     if args.context:
         set_context(model, args.context)
+    if args.fill is not None and args.attention:
+        raise UserError("--fill and --attention: give one of them")
     if args.fill is not None:
         show_fill(model, tokenizer, args.fill)
         return
     check_causal(model)
-    if args.prompt == "":
+    if args.attention:
+        check_drawable(model, Path(args.attention))
+    prompt = opening(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
+    if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")
-    prompt = tokenizer.encode(args.prompt) if args.prompt else opening(tokenizer)
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     print(args.prompt or "", end="", flush=True)
     never = None if args.unk else tokenizer.unk_id

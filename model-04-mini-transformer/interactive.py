@@ -83,7 +83,7 @@ def reply(model, tokenizer, line: str, options: dict, turns: list[list[int]]) ->
     said = turns[-1]
     try:
         check_causal(model)
-        new = tokenizer.encode("\n" + line if said else line) if line else []
+        new = tokenizer.encode("\n" + line if said and line else line)
         turns.append(said + new or opening(tokenizer))
         print(line, end="", flush=True)
         start = list(turns[-1])
@@ -140,7 +140,8 @@ def main() -> None:
             print("  as at the start")
         elif line.strip() == "/undo":
             turns = turns[:-1] or [[]]
-            print("  " + (tokenizer.decode(turns[-1])[-60:] or "nothing is left"))
+            left = " / ".join(tokenizer.decode(turns[-1])[-60:].splitlines())
+            print(f"  ... {left}" if left else "  nothing is left")
         elif line.strip() == "/top" or line.startswith("/attention") or MASK in line:
             look(model, tokenizer, line.strip(), turns)
         elif line.startswith("/"):

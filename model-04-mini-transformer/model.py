@@ -152,9 +152,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.residual = norm, ablate != "residual"
         make_norm = nn.Identity if ablate == "norm" else LayerNorm
-        self.attention = None if ablate == "attention" else Attention(size, heads)
-        self.mlp = None if ablate == "mlp" else MLP(size, activation)
-        self.norm1, self.norm2 = make_norm(size), make_norm(size)
+        self.attention = self.mlp = None
+        if ablate != "attention":
+            self.attention, self.norm1 = Attention(size, heads), make_norm(size)
+        if ablate != "mlp":
+            self.mlp, self.norm2 = MLP(size, activation), make_norm(size)
 
     def forward(self, x: Tensor, bias: Tensor, turn: Tensor | None, drop) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""

@@ -38,6 +38,7 @@ MAY_DIFFER = {
         "check_causal": "a model 04 that fills blanks cannot write",
         "bars": "from model 04 on, distributions are shown",
         "attention_weights": "from model 04 on, each head's attention is shown",
+        "check_drawable": "from model 04 on, each head's attention is shown",
         "draw_attention": "from model 04 on, each head's attention is shown",
         "set_context": "from model 04 on, the context is read again",
         "remember": "from model 04 on, a conversation is kept",

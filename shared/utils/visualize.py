@@ -326,8 +326,7 @@ def plot_lengths(
     times and losses hold for each model lengths with milliseconds or nats, trained the length of
     its training pieces.
     """
-    figure, left = new_figure((12, 5))
-    figure.clear()
+    figure = empty_figure((12, 5))
     left, right = figure.subplots(1, 2)
     for colour, name in zip(COLOURS[1:] * 9, times, strict=False):
         left.plot(*times[name], "o-", ms=4, color=colour, label=name)
@@ -341,7 +340,8 @@ def plot_lengths(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    left.set_yscale("log")
+    left.set_yscale("log", base=2)
+    left.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
     left.set(title="What a token costs", xlabel="tokens read again", ylabel="ms for one more")
     right.set(title="What the past is worth", xlabel="tokens before", ylabel="nats per token")
     figure.savefig(path, format="png", dpi=120)
