@@ -59,12 +59,12 @@ DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     "tiny": dict(
         tokenizer="char", hidden_size=64, layers=2, dropout=0.0, heads=4, positions="rope",
-        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=16,
+        norm="post", activation="gelu", objective="causal", ablate="none", batch_size=16,
         context=64, lr=0.006, weight_decay=0.1, steps=800,
     ),
     "small": dict(
         tokenizer="char", hidden_size=256, layers=4, dropout=0.1, heads=4, positions="rope",
-        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=16,
+        norm="post", activation="gelu", objective="causal", ablate="none", batch_size=16,
         context=128, lr=0.003, weight_decay=0.1, minutes=3.0,
     ),
     "full": dict(

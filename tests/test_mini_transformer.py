@@ -1324,3 +1324,46 @@ def test_attention_that_cannot_be_written_is_told_so_and_the_talk_goes_on(
     assert said.startswith("error: ") and "\n" not in said
     assert out.endswith("\n" + printed.split("\n\n", 1)[1] + "\n")
     assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------- what length costs
+
+
+def test_loss_by_position_is_that_of_each_piece_read_alone():
+    model, tokens = make(context=8), some_tokens(40)
+    found = MODS.show_length.loss_by_position(model, tokens, 8)
+    pieces = [tokens[start : start + 9] for start in range(0, 32, 2)]
+    with torch.inference_mode():
+        logits = [model(piece[None, :-1])[0][0] for piece in pieces]
+    losses = [
+        F.cross_entropy(each, piece[1:], reduction="none")
+        for each, piece in zip(logits, pieces, strict=True)
+    ]
+    assert_close(found, torch.stack(losses).mean(dim=0))
+
+
+def test_one_more_token_is_timed_after_as_many_as_the_length_says(monkeypatch):
+    model, read = make(context=64), []
+    plain = model.read
+    monkeypatch.setattr(model, "read", lambda x, last: read.append(x.size(1)) or plain(x, last))
+    times = MODS.show_length.seconds_per_token(model, [8, 64])
+    assert set(read[: len(read) // 2]) == {8} and set(read[len(read) // 2 :]) == {64}
+    assert len(times) == 2 and min(times) > 0
+
+
+def test_groups_of_positions_follow_one_another_without_a_gap():
+    edges = MODS.show_length.edges_up_to(1000)
+    assert edges[0] == 1 and edges[-1] == 1000
+    assert all(1 <= b - a <= max(1, 0.27 * a) for a, b in itertools.pairwise(edges))
+
+
+def test_the_picture_of_length_compares_models_and_learned_positions_end(made, run_main, tmp_path):
+    flags = ["--length", "32", "--out", tmp_path / "l.png"]
+    checkpoints = [made(f"--positions {positions}") for positions in ("alibi", "learned")]
+    result = run_main(MODS.show_length, checkpoints, flags)
+    assert result.status == 0, result
+    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
+    alibi, learned = result.out.split("learned positions")
+    assert "    32 tokens" in alibi and "    16 tokens" not in learned
+    refused = run_main(MODS.show_length, [made("--objective masked")], flags)
+    assert_one_line_error(refused, "masked")
