@@ -34,7 +34,8 @@ GOLDEN = {
     "model-01-char-rnn": "wsigxoocpuc yxzojpc yebfogcyybixokcywebqsodfvgpuyyqgffhou\nyf",
     "model-02-word-rnn": "smzmjipukb\nqixipnpolrn cokyfoipumjipukb\nqixipnpolrn cokyfoip",
     "model-03-lstm-attention": "sspepegcriseospeghrisaadrisesezhriszhrrspegspegzpehrisaepecr",
-    "model-04-mini-transformer": "iyyyyyyyyyiywcaafcmycaaaaaaafcmycaaaaaaafcmycaamycmyca\ncamyy",
+    "model-04-mini-transformer": "bbdo \n\n\n\n\nsob\n\ntbtdo b\nso  b\nsf   b\n"
+    "sfoib\nsoib\nso\n\nsoib\n\n\nyf",
 }
 
 

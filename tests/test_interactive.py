@@ -59,7 +59,8 @@ def test_same_seed_same_reply_and_a_free_seed_another(talk):
 
 
 def test_temperature_0_is_greedy_whatever_the_seed(talk):
-    result = talk("/temperature 0", "/seed 1", "Once", "/seed 2", "Once", flags="--length 40")
+    lines = ("/seed 1", "Once", "/reset", "/seed 2", "Once")  # /reset: some keep what was said
+    result = talk(*lines, flags="--length 40 --temperature 0")
     first, second = after_options(result)
     assert first == second
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, copied, environment, printed_command, run_script
+from conftest import MODELS, QUICK, ROOT, copied, environment, printed_command, run_script
 from torch.nn import functional as F
 
 from shared.data.download import load_text
@@ -238,6 +238,7 @@ def test_minutes_train_that_long_and_the_steps_are_stored(quick, mods, tmp_path)
     assert float(read_metrics(tmp_path)[-1]["learning_rate"]) < 1e-3  # the schedule fits the length
 
 
+@pytest.mark.parametrize("spec", MODELS[:3], ids=lambda spec: spec.folder)  # they carry a state
 def test_every_epoch_shows_every_text_and_targets_follow_inputs(mods, spec, text_file, tmp_path):
     """One epoch's batches hold each position of the text once, but for the rest of a division."""
     parser_words = [*spec.flags.split(), *QUICK.split(), "--steps", "3", "--seed", "4"]
