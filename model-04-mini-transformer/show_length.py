@@ -90,11 +90,12 @@ def main() -> None:
         valid = torch.tensor(tokenizer.encode(load_text(checkpoint["dataset"]["name"]).valid))
         if len(valid) <= length:
             raise UserError(f"the validation text has {len(valid)} tokens: give a lower --length")
-        lengths = [2**n for n in range(3, 30) if 2**n <= length]
-        times[name] = (lengths, [1000 * s for s in seconds_per_token(model, lengths)])
         each, edges = loss_by_position(model, valid, length), edges_up_to(length)
         means = [each[a:b].mean().item() for a, b in pairwise(edges)]
         losses[name], trained[name] = (edges[1:], means), checkpoint["config"]["context"]
+        # after the loss: memory that was never used before comes slowly
+        lengths = [2**n for n in range(3, 30) if 2**n <= length]
+        times[name] = (lengths, [1000 * s for s in seconds_per_token(model, lengths)])
         print(f"{name}: trained on {trained[name]} tokens")
         for at, ms in zip(*times[name], strict=True):
             loss = min(zip(*losses[name], strict=True), key=lambda pair: abs(pair[0] - at))[1]
