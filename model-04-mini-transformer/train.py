@@ -194,6 +194,26 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
             setattr(args, name, defaults.get(name))
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for settings that do not go together."""
+    problems = []
+    if args.tokenizer == "char" and args.vocab_size:
+        problems.append("--vocab-size: --tokenizer char has all characters: leave it out")
+    if args.hidden_size % (2 * args.heads):
+        problems.append(
+            f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
+            f"give a multiple of {2 * args.heads}"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def new_tokenizer(args: argparse.Namespace, text: str) -> Tokenizer:
+    """A tokenizer trained on the text."""
+    kind, sizes = TOKENIZERS[args.tokenizer]
+    return kind.train(text, **{name: args.vocab_size or size for name, size in sizes.items()})
+
+
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
@@ -205,6 +225,7 @@ def prepare(args: argparse.Namespace) -> Run:
         model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
         out = Path(args.out or path.parent)
     settle(args, checkpoint and checkpoint["settings"])
+    check(args)
     name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
     corpus = load_text(name) if name else load_default(DATASET)
     if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
@@ -214,17 +235,7 @@ def prepare(args: argparse.Namespace) -> Run:
         )
     if args.objective == "masked":  # it may be told what the floor says nobody can know
         corpus = corpus._replace(floor=None)
-    if args.tokenizer == "char" and args.vocab_size:
-        raise UserError("--vocab-size: --tokenizer char has all characters: leave it out")
-    if args.hidden_size % (2 * args.heads):
-        raise UserError(
-            f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
-            f"give a multiple of {2 * args.heads}"
-        )
-    if not tokenizer:
-        kind, sizes = TOKENIZERS[args.tokenizer]
-        sizes = {name: args.vocab_size or size for name, size in sizes.items()}
-        tokenizer = kind.train(corpus.train + corpus.valid, **sizes)
+    tokenizer = tokenizer or new_tokenizer(args, corpus.train + corpus.valid)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
     if len(train) <= args.context or len(valid) < 2:
         raise UserError(

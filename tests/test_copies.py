@@ -47,6 +47,8 @@ MAY_DIFFER = {
         "Run": "the type of the tokenizer and what a stage adds to a run",
         "parse_args": "the flags of the model's size, and the name of the model",
         "prepare": "the tokenizer, and the model's arguments",
+        "check": "from model 04 on, some settings do not go together",
+        "new_tokenizer": "from model 04 on, there are five kinds",
         "new_optimizer": "from model 02 on, words that are never seen need an eps",
         "steps_per_epoch": "how the text is cut into batches",
         "get_batch": "how the text is cut into batches",
