@@ -73,7 +73,7 @@ def copied(*names: str) -> pytest.MarkDecorator:
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
-    *("embeddings", "cells", "show_attention", "show_gradients", "show_length"),
+    *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
 )
 
 

@@ -472,7 +472,7 @@ def test_attention_weights_and_logits_equal_loops(positions, objective):
     model = make(positions=positions, objective=objective, layers=1)
     tokens = some_tokens(7).tolist()
     with torch.inference_mode():
-        weights, logits = MODS.generate.attention_weights(model, tokens)
+        weights, logits = MODS.looking.attention_weights(model, tokens)
         expected, expected_logits = slow_reading(model, tokens)
     assert_close(weights[0], expected)
     assert_close(logits, expected_logits)
@@ -482,7 +482,7 @@ def test_attention_weights_and_logits_equal_loops(positions, objective):
 def test_attention_weights_are_shares_of_each_head_in_each_layer(objective):
     model = make(objective=objective, layers=3, heads=4)
     tokens = some_tokens(9).tolist()
-    weights, logits = MODS.generate.attention_weights(model, tokens)
+    weights, logits = MODS.looking.attention_weights(model, tokens)
     assert weights.shape == (3, 4, 9, 9)
     assert_close(weights.sum(-1), torch.ones(3, 4, 9))
     assert torch.equal(weights, weights.tril()) == (objective == "causal")
@@ -1238,7 +1238,7 @@ def drawn(monkeypatch) -> Drawn:
 def assert_drawn(one: tuple, path: Path, checkpoint: Path, tokens: list[int]) -> None:
     model, tokenizer, _ = MODS.generate.load_checkpoint(checkpoint)
     names, weights, where, title, guesses = one
-    expected, logits = MODS.generate.attention_weights(model, tokens)
+    expected, logits = MODS.looking.attention_weights(model, tokens)
     assert names == [visualize.visible(tokenizer.token_text(token)) for token in tokens]
     assert_close(weights, expected)
     assert where == path and title
