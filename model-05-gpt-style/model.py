@@ -1,0 +1,218 @@
+"""Model 05: GPT. The blocks of model 04, in the form in which they were scaled up.
+
+    tokens                  Once      upon      a         time
+    embedding + place       x         x         x         x
+      block, L times:
+        norm, attention     x   <---  x   <---  x   <---  x          looks at what has passed
+        norm, mlp           x         x         x         x          each position for itself
+    norm, embedding again   upon      a         time      there
+
+    cache                   k v       k v       k v       .  .       room for `context` tokens
+
+New since model 04: a cache. What a token offers to later ones, its key and its value, does not
+depend on what comes after, so it is computed once and kept: the next token costs one position,
+not all. And the details of GPT-2: one matrix to read tokens in and out, a start in which every
+block adds nothing.
+
+Sources: Radford et al. 2019 (GPT-2), Press & Wolf 2017 (one matrix), Shazeer 2019 (the cache)
+
+Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads, D = C / H head
+        size, L layers, V vocabulary
+
+    diff model.py llama.py               # the other architecture: four changes
+    python train.py --preset tiny        # this model, trained in seconds
+    python generate.py                   # and writing
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Cache:
+    """The keys and values of all that has been read, with room for `context` tokens.
+
+    The room is set aside once: to add a token, nothing that is there must move.
+    """
+
+    def __init__(self, layers: int, context: int) -> None:
+        self.layers, self.context = layers, context
+        self.store: Tensor | None = None  # (2, L, B, H, context, D): keys, values
+        self.length = 0  # places in use
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """New keys and values (B, H, T, D) of a layer -> all of them so far (B, H, S, D)"""
+        B, H, T, D = k.shape
+        if self.store is None:
+            self.store = k.new_zeros(2, self.layers, B, H, self.context, D)
+        end = self.length + T
+        for kind, new in enumerate((k, v)):
+            self.store[kind, layer, :, :, self.length : end] = new
+        return self.store[0, layer, :, :, :end], self.store[1, layer, :, :, :end]
+
+    def branch(self, length: int) -> Cache:
+        """A copy that goes on from an earlier token, and leaves this one as it is."""
+        copy = Cache(self.layers, self.context)
+        copy.store, copy.length = self.store.clone(), length
+        return copy
+
+
+class State(NamedTuple):
+    """What the model knows of the text so far."""
+
+    tokens: Tensor  # (B, S), at most `context` of them
+    cache: Cache
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention: q (B, H, T, D), k, v (B, H, S, D), mask (T, S) -> (B, H, T, D)
+
+    mask: 0, or minus infinity where nothing may be seen; None where there is nothing to hide.
+    """
+    if q.device.type != "cpu":  # a GPU has one kernel for all of it (Dao et al. 2022)
+        whole = mask is not None and q.size(2) == k.size(2)
+        return F.scaled_dot_product_attention(q, k, v, None if whole else mask, is_causal=whole)
+    # On a CPU the same written out is several times faster in bfloat16.
+    scores = (q / q.size(-1) ** 0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Each position asks (query), all offer (key), and what they say (value) is mixed."""
+
+    def __init__(self, config: dict, layer: int) -> None:
+        super().__init__()
+        C, self.heads, self.layer = config["hidden_size"], config["heads"], layer
+        self.qkv = nn.Linear(C, 3 * C)
+        self.out = nn.Linear(C, C)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+        mixed = attend(q, k, v, mask)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two layers, the inner one four times as wide, for each position by itself."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        C = config["hidden_size"]
+        self.up = nn.Linear(C, 4 * C)
+        self.down = nn.Linear(4 * C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))  # as GPT-2 has it
+
+
+class Block(nn.Module):
+    """Attention, then an mlp; each reads the stream x, normed, and adds to it."""
+
+    def __init__(self, config: dict, layer: int) -> None:
+        super().__init__()
+        C = config["hidden_size"]
+        self.norm1, self.attention = nn.LayerNorm(C), Attention(config, layer)
+        self.norm2, self.mlp = nn.LayerNorm(C), MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, drop) -> Tensor:
+        """x (B, T, C) -> (B, T, C)"""
+        x = x + drop(self.attention(self.norm1(x), mask, cache))
+        return x + drop(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """Embeddings and places, a stack of blocks, a read-out; GPT-2 with its usual arguments."""
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
+        heads: int = 4, context: int = 256, tied: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config = dict(
+            vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
+            heads=heads, context=context, tied=tied,
+        )  # fmt: skip
+        self.context = context  # tokens it sees, at most
+        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.places = nn.Embedding(context, hidden_size)
+        self.blocks = nn.ModuleList([Block(self.config, layer) for layer in range(layers)])
+        self.norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.start()
+
+    def start(self) -> None:
+        """Weights before training: small, and so small where a block writes to the stream that
+        2 L blocks together add about as much as one (Radford et al. 2019, 2.3)."""
+        for name, weight in self.named_parameters():
+            if weight.dim() > 1:
+                writes = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** (0.5 * writes))
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+        if self.config["tied"]:  # what a token is when read and when written (Press & Wolf 2017)
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """tokens (B, T), state or None -> logits (B, T, V), state
+
+        Only what is new is computed; keys and values of the rest are in the cache. Once it is
+        full, the older half is forgotten and the newer one read again, from the first place on:
+        a place cannot be taken out of a key. While training nothing is kept: the state is None.
+        """
+        if self.training and state is None:
+            return self.read(tokens, None), None
+        past, cache = state or State(tokens[:, :0], Cache(len(self.blocks), self.context))
+        if cache.length != past.size(1):  # somebody went on from the same state before
+            cache = cache.branch(past.size(1))
+        logits = []
+        while tokens.size(1):
+            again = past[:, :0]
+            if past.size(1) == self.context:
+                past, again = again, past[:, self.context - self.context // 2 :]
+                cache = Cache(len(self.blocks), self.context)
+            room = self.context - past.size(1) - again.size(1)
+            read = torch.cat((again, tokens[:, :room]), dim=1)
+            tokens = tokens[:, room:]
+            logits.append(self.read(read, cache)[:, again.size(1) :])
+            past = torch.cat((past, read), dim=1)
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1), State(past, cache)
+
+    def read(self, tokens: Tensor, cache: Cache | None) -> Tensor:
+        """tokens (B, T) that follow what is in the cache -> logits (B, T, V)"""
+        T, S, device = tokens.size(1), cache.length if cache else 0, tokens.device
+        x = self.embedding(tokens) + self.places.weight[S : S + T]  # (B, T, C)
+        if torch.is_autocast_enabled(device.type):  # half as many bytes to move
+            x = x.to(torch.get_autocast_dtype(device.type))
+        mask = None
+        if T > 1:  # no peeking ahead
+            mask = torch.full((T, S + T), -torch.inf, dtype=x.dtype, device=device).triu(S + 1)
+        x = self.drop(x)
+        for block in self.blocks:
+            x = block(x, mask, cache, self.drop)
+        if cache is not None:
+            cache.length += T
+        return self.head(self.norm(x))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout with one mask for a whole sequence (Gal & Ghahramani 2016): x (B, T, C).
+
+        A channel is off for all T steps or for none. Drawing T times fewer random numbers also
+        makes it several times faster on a CPU than a new mask each step.
+        """
+        p = self.config["dropout"]
+        if not self.training or p == 0:
+            return x
+        keep = torch.empty_like(x[:, :1]).bernoulli_(1 - p)  # (B, 1, C)
+        return x * (keep / (1 - p))

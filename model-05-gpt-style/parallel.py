@@ -1,0 +1,122 @@
+"""One training run in several processes, on one machine or many, started by torchrun.
+
+    torchrun --nproc-per-node 2 train.py
+
+    process 0    texts 0, 2, 4 ... of the batch --> gradients --+
+                                                                +--> mean --> the same step in both
+    process 1    texts 1, 3, 5 ... of the batch --> gradients --+
+
+ddp    every process holds the whole model, and they average gradients (Li et al. 2020)
+fsdp   every process holds a share of each weight, of its gradient and of the optimizer's memory,
+       and fetches the rest when it is needed (Rajbhandari et al. 2020, Zhao et al. 2023)
+
+A batch is the same texts whatever the number of processes, and so are checkpoints: a run may go on
+with another number. Without torchrun all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils._pytree import tree_map
+
+
+def begin() -> tuple[int, int]:
+    """Meet the other processes that torchrun started: this one's number, and how many they are.
+
+    Only process 0 prints.
+    """
+    if "RANK" not in os.environ:
+        return 0, 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if dist.get_rank():
+        sys.stdout = io.StringIO()
+    return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """First process 0, then all others: what it makes they find."""
+    if dist.is_initialized() and dist.get_rank():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and not dist.get_rank():
+        dist.barrier()
+
+
+def end() -> None:
+    """Take leave."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share(model: nn.Module, kind: str) -> nn.Module:
+    """The model as all processes train it together; fsdp changes the model itself.
+
+    To be called before the optimizer is made. Raises UserError.
+    """
+    if not dist.is_initialized():
+        return model
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:  # what is fetched at a time
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def synchronize(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass averages gradients: only that of the last part of a batch."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.require_backward_grad_sync = wanted
+    elif hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(wanted)
+
+
+def total(*values: float) -> list[float]:
+    """The sums of numbers over all processes."""
+    if not dist.is_initialized():
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    if torch.cuda.is_available():
+        sums = sums.float().cuda()
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def highest(value: int) -> int:
+    """The highest of the numbers that the processes give, such as a signal that reached only one"""
+    if not dist.is_initialized():
+        return value
+    found: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return max(found)
+
+
+def whole(tree: object) -> object:
+    """The same nest of values with every shared tensor put together again."""
+    return tree_map(lambda x: x.full_tensor() if hasattr(x, "full_tensor") else x, tree)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a state that `whole` put together: each process takes its share."""
+    from torch.distributed.tensor import distribute_tensor
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state["state"].items():
+        like = parameters[index]
+        if hasattr(like, "full_tensor"):
+            for name, value in values.items():
+                if torch.is_tensor(value) and value.shape == like.shape:
+                    values[name] = distribute_tensor(value, like.device_mesh, like.placements)
+    optimizer.load_state_dict(state)
