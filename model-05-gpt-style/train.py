@@ -43,6 +43,7 @@ import numpy as np
 import parallel
 import torch
 from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
+from muon import Muon
 from ngram import NGram
 from torch import Tensor
 from torch.nn import functional as F
@@ -226,8 +227,6 @@ def check(args: argparse.Namespace, world: int) -> None:
         )
     if args.arch == "llama" and args.heads % args.kv_heads:
         problems.append(f"--heads {args.heads}: give a multiple of --kv-heads {args.kv_heads}")
-    if args.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        problems.append("--optimizer muon needs PyTorch 2.9 or later: use adamw")
     if world > 1 and args.parallel == "fsdp" and (args.optimizer == "muon" or args.average):
         problems.append("--parallel fsdp: give --optimizer adamw and no --average, or use ddp")
     if problems:
@@ -336,12 +335,7 @@ class Optimizers:
 
 
 def new_optimizer(model: Model, args: argparse.Namespace) -> Optimizers:
-    """AdamW (Loshchilov & Hutter 2019), and Muon for the matrices of the blocks (Jordan 2024).
-
-    Muon takes the direction of the gradient, averaged over steps, and makes it orthogonal: all
-    that a matrix could learn from a batch it learns at the same rate, also what is rare. Its steps
-    are scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate fits both.
-    """
+    """AdamW (Loshchilov & Hutter 2019), and with --optimizer muon that for the blocks' matrices."""
     # Decay pulls at what multiplies, so that no weight grows without need. A norm's scale belongs
     # at 1 and a bias where the data have it: pulling these to 0 would only do harm.
     inner = [p for p in model.blocks.parameters() if p.dim() > 1 and args.optimizer == "muon"]
@@ -354,8 +348,8 @@ def new_optimizer(model: Model, args: argparse.Namespace) -> Optimizers:
     ]
     parts = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if inner:
-        scale = dict(adjust_lr_fn="match_rms_adamw", weight_decay=args.weight_decay)
-        parts.append(torch.optim.Muon(inner, momentum=0.95, **scale))
+        dtype = torch.float32 if args.dtype == "float32" else torch.bfloat16
+        parts.append(Muon(inner, weight_decay=args.weight_decay, dtype=dtype))
     return Optimizers(*parts)
 
 

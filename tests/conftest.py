@@ -45,7 +45,8 @@ class Spec(NamedTuple):
     def size(self) -> dict[str, int]:
         """The same as arguments of the class, beside vocab_size."""
         pairs = zip(*[iter(self.flags.split())] * 2, strict=True)
-        return {flag[2:].replace("-", "_"): int(value) for flag, value in pairs}
+        sizes = [(flag, int(value)) for flag, value in pairs if value.isdigit()]
+        return {flag[2:].replace("-", "_"): value for flag, value in sizes}
 
 
 MODELS = [
@@ -53,20 +54,25 @@ MODELS = [
     Spec("model-02-word-rnn", "WordRNN", "--hidden-size 16 --layers 1", "word"),
     Spec("model-03-lstm-attention", "AttentionLSTM", "--hidden-size 16 --layers 1", "word"),
     Spec("model-04-mini-transformer", "MiniTransformer", "--hidden-size 16 --layers 1 --heads 2"),
+    Spec("model-05-gpt-style", "GPT", "--hidden-size 16 --layers 1 --heads 2 --arch gpt"),
 ]
 
 
 def copied(*names: str) -> pytest.MarkDecorator:
     """Run a test with the newest model only: these functions are the same in every folder.
 
-    Or with the last recurrent one, too, where they are the same in all recurrent ones only.
-    test_copies.py sees to that, to the letter. A name that may differ is refused here.
+    Or with the last of those that have it in common, too, and all after it. test_copies.py sees
+    to that, to the letter. A name that may differ is refused here.
     """
-    from test_copies import RECURRENT, SAME
+    from test_copies import SAME, UP_TO
 
-    same, recurrent = (set().union(*names.values()) for names in (SAME, RECURRENT))
-    assert set(names) <= same | recurrent, f"{names}: may differ between models"
-    chosen = MODELS[-1:] if set(names) <= same else [MODELS[2], *MODELS[3:]]
+    same = set().union(*SAME.values())
+    counts = [len(MODELS)] * bool(same & set(names))
+    for count, files in UP_TO.items():
+        counts += [count] * bool(set().union(*files.values()) & set(names))
+        same |= set().union(*files.values())
+    assert set(names) <= same, f"{names}: may differ between models"
+    chosen = MODELS[min(counts) - 1 :]
     return pytest.mark.parametrize("spec", chosen, ids=lambda spec: spec.folder)
 
 
@@ -74,6 +80,7 @@ QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every m
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
     *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
+    *("llama", "muon", "data", "parallel"),
 )
 
 

@@ -1,0 +1,508 @@
+"""Model 05: two architectures, a cache, texts on disk, batches in parts, several processes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODELS, QUICK, ROOT, assert_one_line_error, environment, modules, words
+from test_contract import golden_text
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SPEC = MODELS[4]
+FOLDER = ROOT / SPEC.folder
+LLAMA = SPEC._replace(flags=SPEC.flags.replace("gpt", "llama") + " --optimizer muon")
+VOCAB = 20
+
+
+@pytest.fixture
+def mods() -> SimpleNamespace:
+    return modules(SPEC.folder)
+
+
+@pytest.fixture(params=["GPT", "Llama", "Llama, 2 keys for 4 queries"])
+def model(request, mods) -> nn.Module:
+    """A small model in evaluation mode with weights that are not small."""
+    kind = mods.model.GPT if request.param == "GPT" else mods.llama.Llama
+    more = {"kv_heads": 2} if "2 keys" in request.param else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(VOCAB, hidden_size=32, layers=3, heads=4, context=16, **more).eval()
+        for weight in model.parameters():
+            nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else weight.data.add_(0.1)
+    return model
+
+
+def some_tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --------------------------------------------------------------------------------- the mathematics
+
+
+def test_gpt_equals_a_stack_of_torch_encoder_layers(mods):
+    torch.manual_seed(0)
+    gpt = mods.model.GPT(VOCAB, hidden_size=32, layers=2, heads=4, context=16).eval()
+    x = gpt.embedding.weight[some_tokens(3, 16)] + gpt.places.weight
+    mask = nn.Transformer.generate_square_subsequent_mask(16)
+    for block in gpt.blocks:
+        twin = nn.TransformerEncoderLayer(
+            32, 4, 128, 0.0, lambda x: F.gelu(x, approximate="tanh"), batch_first=True,
+            norm_first=True,
+        ).eval()  # fmt: skip
+        parts = {
+            "self_attn.in_proj_": block.attention.qkv, "self_attn.out_proj.": block.attention.out,
+            "linear1.": block.mlp.up, "linear2.": block.mlp.down,
+            "norm1.": block.norm1, "norm2.": block.norm2,
+        }  # fmt: skip
+        copied = {name + kind: getattr(part, kind) for name, part in parts.items()
+                  for kind in ("weight", "bias")}  # fmt: skip
+        twin.load_state_dict(copied)
+        x = twin(x, src_mask=mask, is_causal=True)
+    expected = F.layer_norm(x, (32,), gpt.norm.weight, gpt.norm.bias) @ gpt.embedding.weight.T
+    torch.testing.assert_close(gpt(some_tokens(3, 16))[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions by complex numbers, as the paper has them: x (B, H, T, D)"""
+    T, half = x.size(2), x.size(3) // 2
+    angles = torch.outer(torch.arange(T), 10_000 ** (-torch.arange(half) / half))
+    points = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones(()), angles)
+    return torch.cat((points.real, points.imag), dim=-1)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_llama_equals_its_formulas_on_torch_functions(mods, kv_heads):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, layers=2, heads=4, context=16, kv_heads=kv_heads)
+    llama = mods.llama.Llama(VOCAB, **sizes).eval()
+    for weight in llama.parameters():
+        nn.init.normal_(weight, std=0.2)
+
+    def norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, 1e-5)
+
+    x = llama.embedding.weight[some_tokens(3, 16)]
+    for block in llama.blocks:
+        part = block.attention
+        qkv = F.linear(norm(x, block.norm1.weight), part.qkv.weight).view(3, 16, -1, 8)
+        q, k, v = qkv.transpose(1, 2).split((4, kv_heads, kv_heads), dim=1)
+        mixed = F.scaled_dot_product_attention(
+            turned(norm(q)), turned(norm(k)), v, is_causal=True, enable_gqa=True
+        )
+        x = x + F.linear(mixed.transpose(1, 2).flatten(2), part.out.weight)
+        h, mlp = norm(x, block.norm2.weight), block.mlp
+        x = x + F.linear(
+            F.silu(F.linear(h, mlp.gate.weight)) * F.linear(h, mlp.up.weight), mlp.down.weight
+        )
+    expected = norm(x, llama.norm.weight) @ llama.head.weight.T
+    found, _ = llama(some_tokens(3, 16))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_on_a_gpu_the_one_kernel_computes_the_same(mods, monkeypatch):
+    """The branch for other devices, run on the CPU: masked whole, masked in part, one query."""
+    q, k, v = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.full((6, 6), -torch.inf).triu(1)
+    other = SimpleNamespace(type="cuda")
+    for rows, hidden in ((slice(0, 6), mask), (slice(3, 6), mask[3:]), (slice(5, 6), None)):
+        asked = q[:, :, rows]
+        written_out = mods.model.attend(asked, k, v, hidden)
+
+        class Elsewhere(Tensor):
+            device = other
+
+        kernel = mods.model.attend(asked.as_subclass(Elsewhere), k, v, hidden)
+        torch.testing.assert_close(kernel.as_subclass(Tensor), written_out, atol=1e-5, rtol=1e-5)
+
+
+def test_only_gpt_knows_places_and_only_llama_turns(mods):
+    """Without positions, the mask aside, the last logits would not depend on the order before."""
+    for kind in (mods.model.GPT, mods.llama.Llama):
+        torch.manual_seed(0)
+        model = kind(VOCAB, hidden_size=32, layers=1, heads=4, context=16).eval()
+        for weight in model.parameters():
+            nn.init.normal_(weight, std=0.5)
+        one, other = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[3, 2, 1, 4]])
+        assert not torch.allclose(model(one)[0][:, -1], model(other)[0][:, -1], atol=1e-3)
+
+
+def test_golden_greedy_text_of_llama(mods):
+    there = SimpleNamespace(**vars(mods) | {"model": mods.llama})
+    text, logits = golden_text(LLAMA._replace(name="Llama"), there)
+    exact_text, exact = golden_text(LLAMA._replace(name="Llama"), there, torch.float64)
+    assert text == exact_text == GOLDEN_LLAMA
+    best, second = exact.topk(2).values.unbind(1)
+    assert (best - second).min() > 20 * (logits - exact).abs().max()
+
+
+GOLDEN_LLAMA = ""
+
+
+# --------------------------------------------------------------------------------------- the cache
+
+
+def windows(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The same logits without a cache: each window of the text read whole, in one call each."""
+    context, half, logits, start = model.context, model.context // 2, [], 0
+    before = 0  # tokens of the window that were in the one before
+    while start + before < tokens.size(1):
+        window = tokens[:, start : start + context]
+        found, _ = model(window)
+        logits.append(found[:, before:])
+        start, before = start + context - half, half
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 24, 25, 60])
+def test_cached_logits_equal_logits_without_a_cache(model, length):
+    """Any chunking, at and past the end of the context, in a batch."""
+    tokens, dice = some_tokens(3, length), random.Random(length)
+    with torch.inference_mode():
+        expected = windows(model, tokens)
+        for longest in (1, 4, 40):
+            state, found, at = None, [], 0
+            while at < length:
+                size = dice.randint(1, longest)
+                logits, state = model(tokens[:, at : at + size], state)
+                found.append(logits)
+                at += size
+            torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-5, rtol=1e-5)
+            assert state.tokens.size(1) <= model.context
+
+
+def test_a_token_more_computes_one_position_and_moves_nothing(model):
+    """The store stays where it is, and the blocks see one position, until the context is full."""
+    seen = []
+    model.blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].size(1)))
+    with torch.inference_mode():
+        _, state = model(some_tokens(1, 5))
+        where = state.cache.store.data_ptr()
+        for token in some_tokens(1, 12).split(1, dim=1):
+            _, state = model(token, state)
+    assert seen == [5, *[1] * 11, 9]  # the newer half, 8 tokens, read again, and the new one
+    assert state.cache.store.data_ptr() != where
+
+
+def test_two_texts_may_go_on_from_one_state(model):
+    one, other = some_tokens(2, 3, seed=5), some_tokens(2, 3, seed=6)
+    with torch.inference_mode():
+        _, state = model(some_tokens(2, 6))
+        model(one, state)
+        found, _ = model(other, state)
+        expected, _ = model(torch.cat((some_tokens(2, 6), other), dim=1))
+    torch.testing.assert_close(found, expected[:, 6:], atol=1e-5, rtol=1e-5)
+
+
+def test_grouped_queries_make_the_cache_smaller(mods):
+    sizes = []
+    for kv_heads in (4, 1):
+        llama = mods.llama.Llama(VOCAB, hidden_size=32, layers=2, heads=4, kv_heads=kv_heads).eval()
+        _, state = llama(some_tokens(1, 3))
+        sizes.append(state.cache.store.numel())
+    assert sizes[0] == 4 * sizes[1]
+
+
+def test_training_keeps_no_cache(model):
+    _, state = model.train()(some_tokens(2, 8))
+    assert state is None
+
+
+# -------------------------------------------------------------------------------------- generation
+
+
+def test_min_p_keeps_what_is_likely_enough(mods):
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.04, 0.01]]).log().expand(5000, -1)
+    drawn = mods.generate.sample(logits, 1.0, 0, 1.0, torch.Generator().manual_seed(0), 0.2)
+    shares = torch.bincount(drawn.flatten(), minlength=5) / 5000
+    expected = torch.tensor([0.5, 0.3, 0.15, 0, 0]) / 0.95
+    assert (shares - expected).abs().max() < 0.03
+    assert shares[3:].sum() == 0
+
+
+def test_a_penalty_makes_what_stands_there_less_likely(mods):
+    logits = torch.tensor([[2.0, -1.0, 0.5, -3.0]])
+    found = mods.generate.penalize(logits, torch.tensor([[0, 1, 0]]), 2.0)
+    assert found.tolist() == [[1.0, -2.0, 0.5, -3.0]]  # once, however often it stands there
+
+
+def test_texts_of_a_batch_follow_the_same_prompt_and_differ(mods, model):
+    rows = list(mods.generate.generate_batch(model, [1, 2], 20, seed=3, count=4))
+    assert len(rows) == 20 and {len(row) for row in rows} == {4}
+    assert len(set(zip(*rows, strict=True))) == 4
+    greedy = list(mods.generate.generate_batch(model, [1, 2], 20, temperature=0, count=3))
+    assert all(len(set(row)) == 1 for row in greedy)
+    alone = list(mods.generate.generate(model, [1, 2], 20, temperature=0))
+    assert [row[0] for row in greedy] == alone
+
+
+def test_a_text_ends_before_a_stop_string_however_it_is_cut(mods):
+    dice = random.Random(0)
+    for _ in range(500):
+        text = "".join(dice.choice("ab.") for _ in range(dice.randint(0, 12)))
+        stops = ["".join(dice.choice("ab.") for _ in range(dice.randint(1, 3))) for _ in range(2)]
+        ends = [text.index(stop) for stop in stops if stop in text]
+        pieces, rest = [], text
+        while rest:
+            size = dice.randint(1, 4)
+            pieces, rest = [*pieces, rest[:size]], rest[size:]
+        found = "".join(mods.generate.until(iter(pieces), stops))
+        assert found == text[: min(ends, default=len(text))], (text, stops, pieces)
+
+
+def test_text_that_cannot_become_a_stop_string_is_not_held_back(mods):
+    found = mods.generate.until(iter(["On", "ce ", "upon", "."]), ["up.", "x"])
+    assert [next(found) for _ in range(3)] == ["On", "ce ", "upon"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text_file) -> Path:
+    """A small Llama, trained with Muon: its folder."""
+    out = tmp_path_factory.mktemp("llama") / "out"
+    flags = words(LLAMA.flags, QUICK, "--steps 60 --eval-every 30 --seed 5 --dataset", text_file)
+    done = subprocess.run(
+        [sys.executable, FOLDER / "train.py", *flags, "--out", out],
+        env=environment(), check=True, capture_output=True,
+    )  # fmt: skip
+    assert b"Llama" in done.stdout
+    return out
+
+
+def test_generate_writes_several_texts_and_stops(mods, trained, run_main):
+    flags = ["--checkpoint", trained / "best.pt", "--prompt", "Once"]
+    result = run_main(mods.generate, flags, "--length 30 --seed 3 --num-samples 3")
+    assert result.status == 0, result
+    texts = result.out.split("--- ")[1:]
+    assert [text[:6] for text in texts] == ["1\nOnce", "2\nOnce", "3\nOnce"]
+    assert len({text[6:] for text in texts}) == 3
+    whole = run_main(mods.generate, flags, "--length 60 --seed 3").out
+    stop = whole[20]
+    cut = run_main(mods.generate, flags, "--length 60 --seed 3 --stop", [stop]).out
+    assert cut == whole[: whole.index(stop, 4)] + "\n"
+
+
+def test_every_option_of_sampling_can_be_set_while_talking(mods, trained, run_main, monkeypatch):
+    lines = iter(["/min-p 0.1", "/repetition-penalty 1.3", "/length 9", "Once", "/undo", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    result = run_main(mods.interactive, "--checkpoint", trained / "best.pt", "--seed 1")
+    assert result.status == 0, result
+    assert "min-p 0.1" in result.out and "repetition-penalty 1.3" in result.out
+    assert "nothing is left" in result.out
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture
+def flags(text_file) -> list[str]:
+    more = "--steps 12 --eval-every 6 --seed 5 --lr 0.01 --dropout 0"
+    return words(LLAMA.flags, QUICK, more, "--dataset", text_file)
+
+
+def losses(out: Path) -> Tensor:
+    with (out / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return torch.tensor([float(row["train_loss"]) for row in rows[1:]])
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_batch_in_parts_is_the_same_batch(mods, flags, run_main, tmp_path, optimizer):
+    for parts in ("1", "4"):
+        more = ["--accumulate", parts, "--out", tmp_path / parts, "--optimizer", optimizer]
+        result = run_main(mods.train, flags, more)
+        assert result.status == 0, result
+    torch.testing.assert_close(losses(tmp_path / "1"), losses(tmp_path / "4"), atol=1e-4, rtol=0)
+
+
+def test_a_run_with_muon_and_an_average_resumes_to_the_bit(mods, flags, run_main, tmp_path):
+    more = ["--dropout", "0.3", "--average", "0.8"]
+    assert run_main(mods.train, flags, more, "--out", tmp_path / "whole").status == 0
+    stop = iter([0] * 7 + [signal.SIGINT] * 99)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mods.train.Stop, "signal", property(lambda _: next(stop)), raising=False)
+        assert run_main(mods.train, flags, more, "--out", tmp_path / "two").status == 130
+    result = run_main(mods.train, "--resume", tmp_path / "two" / "last.pt")
+    assert result.status == 0, result
+    one, two = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "two")
+    )
+    for part in ("model", "optimizer", "rng"):
+        leaves = zip(*(torch.utils._pytree.tree_leaves(each[part]) for each in (one, two)),
+                     strict=True)  # fmt: skip
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in leaves), part
+    means = zip(one["progress"]["average"], two["progress"]["average"], strict=True)
+    assert all(torch.equal(a, b) for a, b in means)
+
+
+def test_best_holds_the_average_and_last_the_weights_themselves(mods, flags, run_main, tmp_path):
+    assert run_main(mods.train, flags, "--average 0.9", "--out", tmp_path / "out").status == 0
+    last = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
+    names = list(last["model"])
+    means = dict(zip(names, last["progress"]["average"], strict=True))
+    best = weights(tmp_path / "out" / "best.pt")
+    assert all(torch.equal(best[name], means[name]) for name in names)
+    assert not torch.equal(best["norm.weight"], last["model"]["norm.weight"])
+
+
+def test_muon_steps_are_orthogonal_and_as_large_as_adamws(mods):
+    """What "match_rms_adamw" promises: the root mean square of a step is about 0.2 lr."""
+    torch.manual_seed(0)
+    llama = mods.llama.Llama(VOCAB, hidden_size=64, layers=1, heads=4).train()
+    args = SimpleNamespace(optimizer="muon", weight_decay=0.0)
+    optimizer = mods.train.new_optimizer(llama, args)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    before = llama.blocks[0].attention.out.weight.detach().clone()
+    llama(some_tokens(4, 16))[0].square().mean().backward()
+    optimizer.step()
+    step = llama.blocks[0].attention.out.weight.detach() - before
+    assert 0.15 * 0.01 < step.square().mean().sqrt() < 0.25 * 0.01
+    spectrum = torch.linalg.svdvals(step)
+    assert spectrum[0] < 2.5 * spectrum[len(spectrum) // 2]
+
+
+def test_mfu_is_the_share_of_the_peak(mods, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    llama = mods.llama.Llama(VOCAB, hidden_size=32, layers=2, heads=4)
+    args = SimpleNamespace(layers=2, hidden_size=32, context=16)
+    run = SimpleNamespace(model=llama, args=args, device="cuda", dtype=torch.bfloat16, world=1)
+    used = [p for name, p in llama.named_parameters() if "embedding" not in name]
+    needed = 6 * (sum(p.numel() for p in used) - 32) + 12 * 2 * 32 * 16  # the last norm is nothing
+    assert mods.train.share_of_peak(run, 0.5 * 989e12 / needed) == ", 50% MFU"
+    run.device = "cpu"
+    assert mods.train.share_of_peak(run, 1e6) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentioned"),
+    [
+        ("--heads 4 --kv-heads 3", "--kv-heads 3"),
+        ("--hidden-size 20 --heads 4", "--hidden-size 20"),
+        ("--accumulate 3", "parts of 3"),
+        ("--optimizer sgd", "--optimizer sgd"),
+    ],
+)
+def test_settings_that_do_not_go_together(mods, flags, run_main, tmp_path, changes, mentioned):
+    result = run_main(mods.train, flags, changes, "--out", tmp_path / "out")
+    assert_one_line_error(result, mentioned)
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------- texts on disk
+
+
+def test_a_large_text_gives_the_same_tokens_from_disk(mods, text_file, tmp_path, monkeypatch):
+    kinds = [("char", None), ("bpe", 300), ("word", 200), ("wordpiece", 300), ("unigram", 400)]
+    text = text_file.read_text(encoding="utf-8")
+    for kind, size in kinds:
+        args = SimpleNamespace(tokenizer=kind, vocab_size=size)
+        tokenizer = mods.train.new_tokenizer(args, text)
+        monkeypatch.setattr(mods.data, "LARGE", 1000)
+        data = mods.data.load(
+            str(text_file),
+            "",
+            tmp_path,
+            None,
+            lambda files, a=args: mods.train.new_tokenizer(a, files),
+        )
+        assert isinstance(data.train, np.memmap)
+        assert data.corpus.train == ""
+        ids = np.concatenate([data.train, data.valid]).tolist()
+        assert ids == tokenizer.encode(text), kind
+        assert abs(len(data.valid) - 0.1 * len(ids)) < 1
+        if kind in ("char", "bpe", "unigram"):  # which lose nothing
+            assert text.endswith(data.corpus.valid)
+
+
+def test_a_text_on_disk_is_encoded_once(mods, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(mods.data, "LARGE", 1000)
+    tokenizer = mods.data.alphabet_of(text_file.read_text(encoding="utf-8"))
+    first = mods.data.load(str(text_file), "", tmp_path, tokenizer, None)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(mods.data.corpus, "encode_file", None)  # would fail if called
+    again = mods.data.load(str(text_file), "", tmp_path, tokenizer, None)
+    assert np.array_equal(first.train, again.train)
+    assert file.name.endswith("-small.bin") and file.stat().st_size < 2.1 * 20_000
+
+
+def test_training_on_a_text_on_disk_equals_training_in_memory(
+    mods, flags, run_main, tmp_path, monkeypatch
+):
+    assert run_main(mods.train, flags, "--out", tmp_path / "memory").status == 0
+    monkeypatch.setattr(mods.data, "LARGE", 1000)
+    result = run_main(mods.train, flags, "--out", tmp_path / "disk")
+    assert result.status == 0, result
+    one, two = (losses(tmp_path / name) for name in ("memory", "disk"))
+    assert torch.equal(one, two)  # characters are cut at the same 90 %
+    assert (tmp_path / "disk" / "tokens").is_dir()
+    result = run_main(mods.train, "--resume", tmp_path / "disk" / "last.pt", "--steps 14")
+    assert result.status == 0, result
+
+
+# --------------------------------------------------------------------------------- many processes
+
+
+def torchrun(*parts: object, **more: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, FOLDER / "train.py", *words(*parts)], env=env, **pipes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--optimizer muon", "--optimizer adamw --parallel fsdp"])
+def test_two_processes_reach_the_losses_of_one(mods, flags, run_main, tmp_path, more):
+    alone = more.replace("--parallel fsdp", "")
+    assert run_main(mods.train, flags, alone, "--out", tmp_path / "one").status == 0
+    process = torchrun(flags, more, "--accumulate 2", "--out", tmp_path / "two")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("2 processes") == 1  # one of them prints
+    torch.testing.assert_close(
+        losses(tmp_path / "one"), losses(tmp_path / "two"), atol=1e-4, rtol=0
+    )
+    one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert all((one[name] - two[name]).abs().max() < 2e-3 for name in one)
+    result = run_main(mods.train, "--resume", tmp_path / "two" / "last.pt", "--steps 14")
+    assert result.status == 0, result  # on another number of processes
+    assert len(list((tmp_path / "two").glob("*.part"))) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_a_checkpoint_to_go_on_from(mods, flags, run_main, tmp_path):
+    process = torchrun(flags, "--steps 100000 --save-every 5 --out", tmp_path / "out")
+    try:
+        last, began = tmp_path / "out" / "last.pt", time.monotonic()
+        while not (last.exists() and weights_step(last) >= 10):
+            assert process.poll() is None and time.monotonic() - began < 90
+            time.sleep(0.2)
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+    finally:
+        process.kill()
+    step = weights_step(last)
+    result = run_main(mods.train, "--resume", last, "--steps", str(step + 2), "--eval-every 1")
+    assert result.status == 0, result
+
+
+def weights_step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["progress"]["step"]
