@@ -60,6 +60,7 @@ class Attention(nn.Module):
         super().__init__()
         C, self.heads, self.layer = config["hidden_size"], config["heads"], layer
         self.kv_heads, D = config["kv_heads"], C // self.heads
+        self.qk_norm = config["qk_norm"]
         self.qkv = nn.Linear(C, (self.heads + 2 * self.kv_heads) * D, bias=False)
         self.out = nn.Linear(C, C, bias=False)
 
@@ -71,7 +72,8 @@ class Attention(nn.Module):
         D, shared = C // self.heads, self.heads // self.kv_heads  # queries to a key
         qkv = self.qkv(x).view(B, T, -1, D).transpose(1, 2)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)  # (B, H, T, D)
-        q, k = rotate(scale(qk), turn).split((self.heads, self.kv_heads), dim=1)
+        qk = rotate(scale(qk) if self.qk_norm else qk, turn)
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D), fewer H
         if T == 1:  # the queries of a group stand where positions do, and share what they look at
@@ -121,11 +123,13 @@ class Llama(nn.Module):
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
         heads: int = 4, context: int = 256, tied: bool = False, kv_heads: int = 0,
+        qk_norm: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, tied=tied, kv_heads=kv_heads or heads,
+            qk_norm=qk_norm,
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)

@@ -324,17 +324,22 @@ def plot_lengths(
     """What a token costs and what the past is worth, by length in tokens, as a PNG.
 
     times and losses hold for each model lengths with milliseconds or nats, trained the length of
-    its training pieces.
+    its training pieces. Without losses the right half is left out.
     """
-    figure = empty_figure((12, 5))
-    left, right = figure.subplots(1, 2)
-    for colour, name in zip(COLOURS[1:] * 9, times, strict=False):
+    figure = empty_figure((12 if losses else 7, 5))
+    left, *right = figure.subplots(1, 2 if losses else 1, squeeze=False)[0]
+    colours = dict(zip(times, COLOURS[1:] * 9, strict=False))
+    for name, colour in colours.items():
         left.plot(*times[name], "o-", ms=4, color=colour, label=name)
-        right.plot(*losses[name], color=colour, label=name)
+    for axes in right:
+        for name, colour in colours.items():
+            axes.plot(*losses[name], color=colour, label=name)
+        axes.set(title="What the past is worth", xlabel="tokens before", ylabel="nats per token")
     for length in set(trained.values()):
-        right.axvline(length, color=GREY, linestyle="--", linewidth=1.2)
-        right.annotate(" trained", (length, 0.97), xycoords=("data", "axes fraction"), color=GREY)
-    for axes in (left, right):
+        right[0].axvline(length, color=GREY, linestyle="--", linewidth=1.2)
+        at = (length, 0.97)
+        right[0].annotate(" trained", at, xycoords=("data", "axes fraction"), color=GREY)
+    for axes in (left, *right):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axes.grid(alpha=0.25)
@@ -342,8 +347,7 @@ def plot_lengths(
         axes.legend(frameon=False)
     left.set_yscale("log", base=2)
     left.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    left.set(title="What a token costs", xlabel="tokens read again", ylabel="ms for one more")
-    right.set(title="What the past is worth", xlabel="tokens before", ylabel="nats per token")
+    left.set(title="What a token costs", xlabel="tokens before", ylabel="ms for one more")
     figure.savefig(path, format="png", dpi=120)
 
 
