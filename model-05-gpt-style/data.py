@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,29 +23,24 @@ from shared.utils.tokenizers import CharTokenizer, Tokenizer, corpus
 LARGE = 50_000_000  # bytes of text that stay on disk
 
 
-class Data(NamedTuple):
-    corpus: Corpus  # of a large text, `train` is empty
-    tokenizer: Tokenizer
-    train: np.ndarray  # (N,) ids, of a type that just holds them
-    valid: np.ndarray
+class Source(NamedTuple):
+    """A text that has not been encoded yet."""
+
+    corpus: Corpus  # of a large text, `train` and `valid` are empty
+    files: list[Path]  # of a large text
+
+    @property
+    def text(self) -> str | list[Path]:
+        """What a tokenizer is trained on."""
+        return self.files or self.corpus.train + self.corpus.valid
 
 
-def load(
-    name: str | None, default: str, folder: Path, tokenizer: Tokenizer | None,
-    new_tokenizer: Callable[[str | list[Path]], Tokenizer],
-) -> Data:  # fmt: skip
-    """The tokens of a dataset or a file. Raises UserError.
-
-    name: None for the default one. folder: where those of a large text are kept. tokenizer: None
-    for a new one, made of the text.
-    """
+def find(name: str | None, default: str) -> Source:
+    """A dataset or a file; None for the default one. Raises UserError."""
     if files := large_files(name or default):
-        return load_large(name or default, files, folder, tokenizer, new_tokenizer)
-    text = load_text(name) if name else load_default(default)
-    tokenizer = tokenizer or new_tokenizer(text.train + text.valid)
-    dtype = corpus.id_dtype(tokenizer.vocab_size)
-    ids = (np.array(tokenizer.encode(part), dtype) for part in (text.train, text.valid))
-    return Data(text, tokenizer, *ids)
+        sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+        return Source(Corpus(name or default, "", "", sha256, None), files)
+    return Source(load_text(name) if name else load_default(default), [])
 
 
 def large_files(name: str) -> list[Path]:
@@ -60,16 +54,21 @@ def large_files(name: str) -> list[Path]:
     return paths if there and sum(path.stat().st_size for path in paths) > LARGE else []
 
 
-def load_large(
-    name: str, files: list[Path], folder: Path, tokenizer: Tokenizer | None,
-    new_tokenizer: Callable[[list[Path]], Tokenizer],
-) -> Data:  # fmt: skip
-    """The tokens of files that are too large to be read at once."""
-    sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
-    tokenizer = tokenizer or new_tokenizer(files)
-    key = hashlib.sha256(f"{sha256} {tokenizer.state_dict()}".encode()).hexdigest()[:16]
+def encode(
+    source: Source, tokenizer: Tokenizer, folder: Path
+) -> tuple[Corpus, np.ndarray, np.ndarray]:
+    """The corpus, and its training and validation ids (N,), of a type that just holds them.
+
+    folder: where those of a large text are kept. Raises UserError.
+    """
+    text, files = source
+    dtype = corpus.id_dtype(tokenizer.vocab_size)
+    if not files:
+        train, valid = (np.array(tokenizer.encode(t), dtype) for t in (text.train, text.valid))
+        return text, train, valid
+    key = hashlib.sha256(f"{text.sha256} {tokenizer.state_dict()}".encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    ids, dtype = [], corpus.id_dtype(tokenizer.vocab_size)
+    ids = []
     for file in files:
         out = folder / f"{key}-{file.stem}.bin"
         done = out.exists()
@@ -78,7 +77,7 @@ def load_large(
         cut = int(0.9 * len(ids[0]))
         ids = [ids[0][:cut], ids[0][cut:]]
     valid = tokenizer.decode(ids[1].tolist())  # its length tells bits per character
-    return Data(Corpus(name, "", valid, sha256, None), tokenizer, *ids)
+    return text._replace(valid=valid), *ids
 
 
 def alphabet_of(text_or_files: str | list[Path]) -> CharTokenizer:

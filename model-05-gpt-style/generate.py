@@ -277,6 +277,11 @@ def generate(model: Model, prompt: list[int], length: int, *options, **more) -> 
         yield token
 
 
+def kind_of(model: Model) -> str:
+    """The name of its architecture: processes that share a model give it another class."""
+    return next(name for name, kind in MODELS.items() if isinstance(model, kind))
+
+
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
     return "GPT"
@@ -302,16 +307,16 @@ def show(
 
 
 def until(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The same text, up to the first of the stop strings, which is left out.
+    """The same text, up to the stop string that is complete first, which is left out.
 
     What could be the beginning of one is held back until it is clear that it is not.
     """
     held = ""
     for text in texts:
         held += text
-        ends = [held.index(stop) for stop in stops if stop in held]
-        if ends:
-            yield held[: min(ends)]
+        found = [(held.index(stop) + len(stop), -len(stop)) for stop in stops if stop in held]
+        if found:
+            yield held[: sum(min(found))]
             return
         most = max((len(stop) for stop in stops), default=1) - 1
         lengths = range(min(most, len(held)), 0, -1)

@@ -64,23 +64,23 @@ from shared.utils.tokenizers import (
 DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; gpt2: many GPUs
     "tiny": dict(
-        tokenizer="char", arch="llama", hidden_size=64, layers=2, dropout=0.0, heads=4, kv_heads=4,
+        tokenizer="char", arch="llama", hidden_size=64, layers=2, dropout=0.0, heads=4,
         optimizer="muon", batch_size=16, accumulate=1, context=64, lr=0.01, weight_decay=0.1,
         average=0.0, steps=600,
     ),
     "small": dict(
-        tokenizer="char", arch="llama", hidden_size=256, layers=6, dropout=0.1, heads=4, kv_heads=4,
-        optimizer="muon", batch_size=16, accumulate=1, context=256, lr=0.006, weight_decay=0.1,
+        tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.1, heads=4,
+        optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.01, weight_decay=0.5,
         average=0.0, minutes=4.0,
     ),
     "full": dict(
-        tokenizer="char", arch="llama", hidden_size=384, layers=6, dropout=0.2, heads=6, kv_heads=6,
+        tokenizer="char", arch="llama", hidden_size=384, layers=6, dropout=0.2, heads=6,
         optimizer="muon", batch_size=64, accumulate=1, context=256, lr=0.006, weight_decay=0.1,
         average=0.0, epochs=20.0,
     ),
     "gpt2": dict(
         tokenizer="bpe", vocab_size=50257, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
-        heads=12, kv_heads=12, optimizer="adamw", batch_size=480, accumulate=40, context=1024,
+        heads=12, optimizer="adamw", batch_size=480, accumulate=40, context=1024,
         lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
 }  # fmt: skip
@@ -169,7 +169,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--layers", int, "blocks", 1, 1000)
     parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
-    parser.number("--kv-heads", int, "of keys and values, llama only", 1, 1000)
+    parser.number("--kv-heads", int, "of keys and values, llama only (as many as --heads)", 1, 1000)
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)
@@ -225,7 +225,7 @@ def check(args: argparse.Namespace, world: int) -> None:
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
-    if args.arch == "llama" and args.heads % args.kv_heads:
+    if args.kv_heads and args.heads % args.kv_heads:
         problems.append(f"--heads {args.heads}: give a multiple of --kv-heads {args.kv_heads}")
     if world > 1 and args.parallel == "fsdp" and (args.optimizer == "muon" or args.average):
         problems.append("--parallel fsdp: give --optimizer adamw and no --average, or use ddp")
@@ -245,7 +245,7 @@ def new_tokenizer(args: argparse.Namespace, text_or_files: str | list[Path]) -> 
 def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
     sizes = {name: getattr(args, name) for name in MODEL}
     if args.arch == "llama":
-        sizes["kv_heads"] = args.kv_heads
+        sizes["kv_heads"] = args.kv_heads or args.heads
     return MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](vocab_size, **sizes)
 
 
@@ -263,15 +263,15 @@ def prepare(args: argparse.Namespace) -> Run:
     settle(args, checkpoint and checkpoint["settings"])
     check(args, world)
     name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
-    with parallel.in_turn():  # the first process encodes a large text, the others find it done
-        corpus, tokenizer, train, valid = data.load(
-            name, DATASET, out / "tokens", tokenizer, lambda text: new_tokenizer(args, text)
-        )
-    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
+    source = data.find(name, DATASET)
+    if checkpoint and source.corpus.sha256 != checkpoint["dataset"]["sha256"]:
         raise UserError(
-            f"{corpus.name} is not the text this checkpoint was trained on "
+            f"{source.corpus.name} is not the text this checkpoint was trained on "
             f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
         )
+    tokenizer = tokenizer or new_tokenizer(args, source.text)
+    with parallel.in_turn():  # the first process encodes a large text, the others find it done
+        corpus, train, valid = data.encode(source, tokenizer, out / "tokens")
     if len(train) <= args.context or len(valid) < 2:
         raise UserError(
             f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
@@ -419,8 +419,9 @@ def write_sample(run: Run, length: int = 80) -> str:
     prompt = generate.opening(run.tokenizer)
     how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
     tokens = generate.generate(run.model, prompt, length, **how)
+    text = run.tokenizer.decode(list(tokens)).strip("\n")
     run.model.train()
-    return run.tokenizer.decode(list(tokens)).strip("\n")
+    return text
 
 
 def evaluate_and_sample(run: Run) -> None:
@@ -496,7 +497,7 @@ def save_checkpoint(run: Run, name: str) -> None:
     checkpoint = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": type(run.model).__name__,
+        "architecture": generate.kind_of(run.model),
         "config": run.model.config,
         "tokenizer": run.tokenizer.state_dict(),
         "model": parallel.whole(run.model.state_dict()),
@@ -541,7 +542,7 @@ def write_results(run: Run) -> None:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
             temporary,
-            title=f"{type(run.model).__name__} on {run.corpus.name}",
+            title=f"{generate.kind_of(run.model)} on {run.corpus.name}",
             bits_per_nat=run.bits_per_char(1.0),
             baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
             floor=run.corpus.floor,
@@ -835,7 +836,7 @@ def introduce(run: Run) -> str:
     size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
     return (
         f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
-        f"{type(run.model).__name__}: {parameters:,} parameters, "
+        f"{generate.kind_of(run.model)}: {parameters:,} parameters, "
         f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype}"
         f"{f', {run.world} processes' if run.world > 1 else ''} | "
         f"guessing costs ln V = {math.log(size):.3f} nats/token, "

@@ -36,7 +36,7 @@ GOLDEN = {
     "model-03-lstm-attention": "sspepegcriseospeghrisaadrisesezhriszhrrspegspegzpehrisaepecr",
     "model-04-mini-transformer": "bbdo \n\n\n\n\nsob\n\ntbtdo b\nso  b\nsf   b\n"
     "sfoib\nsoib\nso\n\nsoib\n\n\nyf",
-    "model-05-gpt-style": "",
+    "model-05-gpt-style": "jjzzzztetzjigozzzzzzzxhtzzzzztiohfiiztzxt zuozzzhhtztitoxmgt",
 }
 
 
@@ -317,7 +317,7 @@ def test_generate_writes_the_prompt_and_then_as_many_tokens(spec, mods, trained,
         assert len(result.out) == len("Once upon") + 40 + 1  # and a line break
     with pytest.MonkeyPatch.context() as patch:
         drawn = []
-        patch.setattr(mods.generate, "show", lambda _, prompt, tokens: drawn.extend(tokens))
+        patch.setattr(mods.generate, "show", lambda _, prompt, tokens, *rest: drawn.extend(tokens))
         run_main(mods.generate, flags, "--length 40")
     assert len(drawn) == 40
     assert run_main(mods.generate, flags, "--length 40") == result

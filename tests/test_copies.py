@@ -42,6 +42,7 @@ MAY_DIFFER = {
         "check_causal": "a model 04 that fills blanks cannot write",
         "set_context": "from model 04 on, the context is read again",
         "remember": "from model 04 on, a conversation is kept",
+        "kind_of": "model 05 has two architectures",
         "load_checkpoint": "model 05 has two architectures",
         "sample": "model 05 has min-p",
         "penalize": "model 05 has a penalty for repetition",
