@@ -541,9 +541,11 @@ def train(run: Run) -> int:
 def steps_that_fit(run: Run, times: list[float]) -> int:
     """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
     warm = times[2:] or times  # the first two only warm up
-    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
+    each, every = sum(warm) / len(warm), run.args.eval_every
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started)
+    left -= run.evaluation * (1 if every else 10)
     left *= 0.95  # machines slow down as they grow warm
-    return run.step + max(1, int(left * len(warm) / sum(warm)))
+    return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:

@@ -68,8 +68,8 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
 }  # fmt: skip
 TOKENIZERS = {"char": CharTokenizer, "word": WordTokenizer}
 CHARACTERS = dict(  # instead of those of preset small, where --tokenizer char is given
-    hidden_size=512, dropout=0.25, batch_size=32, context=64, lr=0.003, weight_decay=0.1,
-    eps=1e-8,
+    hidden_size=384, layers=2, dropout=0.25, batch_size=32, context=64, lr=0.004,
+    weight_decay=0.4, eps=1e-8,
 )  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "cell", "attention", "window", "bidirectional")
@@ -568,9 +568,11 @@ def train(run: Run) -> int:
 def steps_that_fit(run: Run, times: list[float]) -> int:
     """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
     warm = times[2:] or times  # the first two only warm up
-    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
+    each, every = sum(warm) / len(warm), run.args.eval_every
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started)
+    left -= run.evaluation * (1 if every else 10)
     left *= 0.95  # machines slow down as they grow warm
-    return run.step + max(1, int(left * len(warm) / sum(warm)))
+    return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:

@@ -76,8 +76,9 @@ def encode(
     if len(ids) == 1:  # the first 90 % train, as of every text
         cut = int(0.9 * len(ids[0]))
         ids = [ids[0][:cut], ids[0][cut:]]
-    valid = tokenizer.decode(ids[1].tolist())  # its length tells bits per character
-    return text._replace(valid=valid), *ids
+    parts = np.array_split(ids[1], 1 + len(ids[1]) // 1_000_000)
+    valid = "".join(tokenizer.decode(part.tolist()) for part in parts)
+    return text._replace(valid=valid), *ids  # the length of valid tells bits per character
 
 
 def alphabet_of(text_or_files: str | list[Path]) -> CharTokenizer:

@@ -616,7 +616,7 @@ def train_step(run: Run, forward: Callable) -> float:
         group["lr"] = learning_rate(run.step, run.args)
 
     run.optimizer.zero_grad()
-    value = 0.0
+    total = torch.zeros((), device=run.device)
     for part in range(run.args.accumulate):  # whose gradients add up
         # (2) batch
         inputs, targets = get_batch(run, part)
@@ -626,14 +626,14 @@ def train_step(run: Run, forward: Callable) -> float:
         with autocast(run):
             logits, _ = forward(inputs)
         loss = loss_of(logits, targets) / run.args.accumulate
-        value += loss.item()
+        total += loss.detach()
 
         # (4) backward, clip: one wild batch must not throw the weights far away
         run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     norm = parallel.whole(norm).item()
-    value = parallel.total(value)[0] / run.world
+    value = parallel.total(total.item())[0] / run.world
     if not math.isfinite(value + (0 if run.scaler.is_enabled() else norm)):  # a scaler mends these
         raise UserError(
             f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
@@ -707,9 +707,11 @@ def train(run: Run) -> int:
 def steps_that_fit(run: Run, times: list[float]) -> int:
     """--minutes in steps, evaluations included: times holds the seconds of each step so far."""
     warm = times[2:] or times  # the first two only warm up
-    left = 60 * run.args.minutes - (time.perf_counter() - run.started) - 10 * run.evaluation
+    each, every = sum(warm) / len(warm), run.args.eval_every
+    left = 60 * run.args.minutes - (time.perf_counter() - run.started)
+    left -= run.evaluation * (1 if every else 10)
     left *= 0.95  # machines slow down as they grow warm
-    return run.step + max(1, int(left * len(warm) / sum(warm)))
+    return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
@@ -847,7 +849,8 @@ def introduce(run: Run) -> str:
 def main() -> None:
     keep_memory()
     run = prepare(parse_args())
-    counted = run.train[:NGRAM_TOKENS].astype(np.int64)
+    counted = run.train[: NGRAM_TOKENS if run.corpus.train else NGRAM_TOKENS // 10]
+    counted = counted.astype(np.int64)
     ngram = NGram(counted, NGRAM_ORDER, run.tokenizer.vocab_size)
     run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
     print(introduce(run))
