@@ -68,8 +68,8 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
 }  # fmt: skip
 TOKENIZERS = {"char": CharTokenizer, "word": WordTokenizer}
 CHARACTERS = dict(  # instead of those of preset small, where --tokenizer char is given
-    hidden_size=384, layers=2, dropout=0.25, batch_size=32, context=64, lr=0.004,
-    weight_decay=0.4, eps=1e-8,
+    hidden_size=384, layers=2, dropout=0.2, batch_size=32, context=64, lr=0.005,
+    weight_decay=0.5, eps=1e-8,
 )  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "cell", "attention", "window", "bidirectional")

@@ -15,7 +15,8 @@ several heads; layer norm; positions, which a recurrence had for nothing.
 
 Sources: Vaswani et al. 2017 (the transformer), Ba et al. 2016 (layer norm), Xiong et al. 2020
 (norm before the part instead of after), Hendrycks & Gimpel 2016 (GELU), Shazeer 2020 (SwiGLU),
-Su et al. 2021 (RoPE), Press et al. 2022 (ALiBi), Devlin et al. 2019 (masked)
+Su et al. 2021 (RoPE), Press et al. 2022 (ALiBi), Devlin et al. 2019 (masked), Olsson et al. 2022
+(smeared keys)
 
 Shapes: B batch, T time, S tokens of the state, C channels, H heads, D = C / H head size,
         V vocabulary
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 POSITIONS = ("none", "sinusoidal", "learned", "rope", "alibi")
+KEYS = ("own", "smeared")
 PARTS = ("none", "attention", "mlp", "residual", "norm", "positions")  # that can be left out
 
 
@@ -88,6 +90,16 @@ def alibi(length: int, heads: int) -> Tensor:
     return -slopes[:, None, None] * (t[:, None] - t).abs()
 
 
+def smeared(keys: Tensor, share: Tensor) -> Tensor:
+    """Each key mixed with the one before it: keys (B, H, T, D), share (H, 1, 1) of its own
+
+    So a token can be found by what stands before it, "Clover" by "slept", in one layer (Olsson et
+    al. 2022). With keys of their own two layers must first learn to work together for that.
+    """
+    before = torch.cat((keys[:, :, :1], keys[:, :, :-1]), dim=2)
+    return share * keys + (1 - share) * before
+
+
 # -------------------------------------------------------------------------------------- blocks
 
 
@@ -108,17 +120,21 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Each position asks (query), all offer (key), and what they say (value) is mixed."""
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, keys: str) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(size, 3 * size)
         self.out = nn.Linear(size, size)
+        if keys == "smeared":
+            self.smear = nn.Parameter(torch.linspace(-3, 3, heads)[:, None, None])
 
     def forward(self, x: Tensor, bias: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, C) -> (B, T, C), weights (B, H, T, T)"""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D): one sentence to each head
+        if hasattr(self, "smear"):
+            k = smeared(k, self.smear.sigmoid().to(k.dtype))
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         mixed, weights = attend(q, k, v, bias)
@@ -148,13 +164,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then an mlp; each reads the stream x and adds to it."""
 
-    def __init__(self, size: int, heads: int, norm: str, activation: str, ablate: str) -> None:
+    def __init__(
+        self, size: int, heads: int, norm: str, activation: str, ablate: str, keys: str
+    ) -> None:
         super().__init__()
         self.norm, self.residual = norm, ablate != "residual"
         make_norm = nn.Identity if ablate == "norm" else LayerNorm
         self.attention = self.mlp = None
         if ablate != "attention":
-            self.attention, self.norm1 = Attention(size, heads), make_norm(size)
+            self.attention, self.norm1 = Attention(size, heads, keys), make_norm(size)
         if ablate != "mlp":
             self.mlp, self.norm2 = MLP(size, activation), make_norm(size)
 
@@ -181,12 +199,13 @@ class MiniTransformer(nn.Module):
         self, vocab_size: int, hidden_size: int = 256, layers: int = 4, dropout: float = 0.0,
         heads: int = 4, context: int = 128, positions: str = "rope", norm: str = "pre",
         activation: str = "gelu", objective: str = "causal", ablate: str = "none",
+        keys: str = "own",
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, positions=positions, norm=norm, activation=activation,
-            objective=objective, ablate=ablate,
+            objective=objective, ablate=ablate, keys=keys,
         )  # fmt: skip
         self.context = context  # tokens read at once, at most; may be changed later
         self.positions = "none" if ablate == "positions" else positions
@@ -196,7 +215,7 @@ class MiniTransformer(nn.Module):
         if self.positions == "learned":
             self.places = nn.Embedding(context, hidden_size)
         self.blocks = nn.ModuleList(
-            [Block(hidden_size, heads, norm, activation, ablate) for _ in range(layers)]
+            [Block(hidden_size, heads, norm, activation, ablate, keys) for _ in range(layers)]
         )
         final = norm == "pre" and ablate != "norm"
         self.norm = LayerNorm(hidden_size) if final else nn.Identity()

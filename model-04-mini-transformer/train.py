@@ -36,7 +36,7 @@ import generate
 import numpy as np
 import torch
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
-from model import PARTS, POSITIONS
+from model import KEYS, PARTS, POSITIONS
 from ngram import NGram
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,18 +59,18 @@ DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     "tiny": dict(
         tokenizer="char", hidden_size=64, layers=2, dropout=0.0, heads=4, positions="rope",
-        norm="post", activation="gelu", objective="causal", ablate="none", batch_size=16,
-        context=64, lr=0.006, weight_decay=0.1, steps=800,
+        norm="post", activation="gelu", objective="causal", ablate="none", keys="own",
+        batch_size=16, context=64, lr=0.006, weight_decay=0.1, steps=800,
     ),
     "small": dict(
         tokenizer="char", hidden_size=256, layers=4, dropout=0.1, heads=4, positions="rope",
-        norm="post", activation="gelu", objective="causal", ablate="none", batch_size=16,
-        context=128, lr=0.003, weight_decay=0.1, minutes=3.0,
+        norm="post", activation="gelu", objective="causal", ablate="none", keys="own",
+        batch_size=16, context=128, lr=0.003, weight_decay=0.1, minutes=3.0,
     ),
     "full": dict(
         tokenizer="char", hidden_size=384, layers=6, dropout=0.2, heads=6, positions="rope",
-        norm="pre", activation="gelu", objective="causal", ablate="none", batch_size=64,
-        context=256, lr=0.001, weight_decay=0.1, epochs=20.0,
+        norm="pre", activation="gelu", objective="causal", ablate="none", keys="own",
+        batch_size=64, context=256, lr=0.001, weight_decay=0.1, epochs=20.0,
     ),
 }  # fmt: skip
 TOKENIZERS = {
@@ -83,7 +83,7 @@ TOKENIZERS = {
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = (
     "hidden_size", "layers", "dropout", "heads", "context", "positions", "norm", "activation",
-    "objective", "ablate",
+    "objective", "ablate", "keys",
 )  # fmt: skip
 KEPT = (  # by --resume
     "preset", "tokenizer", "vocab_size", *MODEL, "batch_size", "weight_decay", "seed", "dtype",
@@ -153,6 +153,7 @@ def parse_args() -> argparse.Namespace:
     parser.choice("--activation", "of the mlp", ["relu", "gelu", "swiglu"])
     parser.choice("--objective", "guess what comes, or what is hidden", ["causal", "masked"])
     parser.choice("--ablate", "what to leave out, to see what it was for", list(PARTS))
+    parser.choice("--keys", "what attention compares, mixed with the one before or not", list(KEYS))
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)

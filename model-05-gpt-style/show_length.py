@@ -45,9 +45,8 @@ def main() -> None:
     parser.text("--out", "the picture", "lengths.png")
     args = parser.parse()
     model, _, _ = load_checkpoint(find(args.checkpoint))
-    lengths = [2**n for n in range(1, 30) if 2**n + REPEATS < model.context] + [
-        model.context - REPEATS - 1
-    ]
+    most = max(2, model.context - REPEATS - 1)  # room for what is timed
+    lengths = [*(2**n for n in range(1, 30) if 2**n < most), most]
     times = {}
     for name, cached in (("all read again, as in model 04", False), ("with the cache", True)):
         times[name] = (lengths, [1000 * s for s in seconds_per_token(model, lengths, cached)])

@@ -260,6 +260,45 @@ def test_the_score_of_turned_vectors_depends_on_their_distance_only():
     assert_close(q.norm(dim=1), q[0].norm().expand(50))  # a turn makes nothing longer
 
 
+def test_smeared_keys_are_mixed_with_the_one_before():
+    keys = torch.tensor([[[[1.0], [2.0], [5.0]], [[1.0], [2.0], [5.0]]]])  # (B, H, T, D)
+    share = torch.tensor([1.0, 0.25])[:, None, None]
+    found = MODS.model.smeared(keys, share)
+    assert found.flatten().tolist() == [1, 2, 5, 1, 1.25, 2.75]
+
+
+def test_one_layer_with_smeared_keys_can_look_for_what_stands_before():
+    """Induction, "a b ... a -> b", takes two layers where keys are their own (Olsson et al. 2022)"""
+    losses = {}
+    for keys in MODS.model.KEYS:
+        torch.manual_seed(0)
+        model = MiniTransformer(16, 32, 1, heads=2, context=32, keys=keys).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        dice = torch.Generator().manual_seed(0)
+        for _ in range(300):
+            half = torch.stack([torch.randperm(16, generator=dice) for _ in range(16)])
+            tokens = torch.cat((half, half), dim=1)  # each once, then all again
+            logits, _ = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits[:, 16:].flatten(0, 1), tokens[:, 17:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[keys] = loss.item()
+    assert losses["smeared"] < 0.3 and losses["own"] > 1, losses
+
+
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+def test_with_smeared_keys_chunks_equal_the_whole(positions):
+    model, tokens = make(keys="smeared", positions=positions), some_tokens(2, 40)
+    with torch.inference_mode():
+        whole, _ = model(tokens)
+        state, found = None, []
+        for piece in tokens.split([7, 1, 20, 12], dim=1):
+            logits, state = model(piece, state)
+            found.append(logits)
+    assert_close(torch.cat(found, dim=1), whole)
+
+
 def test_alibi_slopes_of_8_heads_are_powers_of_a_half():
     bias = MODS.model.alibi(3, 8)
     assert bias[:, 1, 0].tolist() == [-(2.0**-n) for n in range(1, 9)]
