@@ -268,7 +268,7 @@ def test_smeared_keys_are_mixed_with_the_one_before():
 
 
 def test_one_layer_with_smeared_keys_can_look_for_what_stands_before():
-    """Induction, "a b ... a -> b", takes two layers where keys are their own (Olsson et al. 2022)"""
+    """Induction, "a b ... a -> b", takes two layers if keys are their own (Olsson et al. 2022)."""
     losses = {}
     for keys in MODS.model.KEYS:
         torch.manual_seed(0)

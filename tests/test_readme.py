@@ -213,7 +213,8 @@ def test_help_shows_the_defaults_of_the_small_preset(model, monkeypatch, capsys)
 @pytest.mark.parametrize("readme", READMES)
 def test_flags_that_a_readme_mentions_exist(readme, monkeypatch, capsys):
     """Of any script: a flag that was renamed is found here."""
-    known = {"--no-sync", "--cell", "--help"}  # uv's, and one that an exercise asks for
+    known = {"--no-sync", "--cell", "--help"}  # of uv, and one that an exercise asks for
+    known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # of torchrun
     folders = ("model-*", "shared/*", "tests/benchmarks")
     scripts = [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     for path in scripts:

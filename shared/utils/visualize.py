@@ -171,7 +171,7 @@ def plot_recall(paths: list[Path], path: Path) -> None:
     )
     axes.xaxis.set_major_locator(LogLocator(base=2))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.legend(frameon=False, loc="best")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, format="png", dpi=120)
 
 
