@@ -21,6 +21,7 @@ from shared.data.download import DATASETS, Corpus, ensure, load_default, load_te
 from shared.utils.tokenizers import CharTokenizer, Tokenizer, corpus
 
 LARGE = 50_000_000  # bytes of text that stay on disk
+VALID = 2_000_000  # tokens of one large file that are kept for validation, at most
 
 
 class Source(NamedTuple):
@@ -73,12 +74,11 @@ def encode(
         out = folder / f"{key}-{file.stem}.bin"
         done = out.exists()
         ids.append(np.memmap(out, dtype, "r") if done else corpus.encode_file(tokenizer, file, out))
-    if len(ids) == 1:  # the first 90 % train, as of every text
-        cut = int(0.9 * len(ids[0]))
+    if len(ids) == 1:  # the first 90 % train, as of every text, and more where the rest is enough
+        cut = max(int(0.9 * len(ids[0])), len(ids[0]) - VALID)
         ids = [ids[0][:cut], ids[0][cut:]]
-    parts = np.array_split(ids[1], 1 + len(ids[1]) // 1_000_000)
-    valid = "".join(tokenizer.decode(part.tolist()) for part in parts)
-    return text._replace(valid=valid), *ids  # the length of valid tells bits per character
+    valid = tokenizer.decode(ids[1].tolist())  # its length tells bits per character
+    return text._replace(valid=valid), *ids
 
 
 def alphabet_of(text_or_files: str | list[Path]) -> CharTokenizer:

@@ -12,6 +12,7 @@ are a list, the read-out and vectors stay with AdamW.
 
 from __future__ import annotations
 
+import parallel
 import torch
 from torch import Tensor
 
@@ -67,3 +68,27 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["average"] = torch.zeros_like(p)
         return p.grad.lerp(state["average"].lerp_(p.grad, 1 - momentum), momentum)
+
+
+class Optimizers:
+    """Several optimizers, each for some of the weights, that look like one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        return {"parts": [parallel.whole(part.state_dict()) for part in self.parts]}
+
+    def load_state_dict(self, state: dict) -> None:
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            parallel.load_optimizer(part, own)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

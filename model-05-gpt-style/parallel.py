@@ -54,8 +54,9 @@ def in_turn() -> Iterator[None]:
 
 
 def end() -> None:
-    """Take leave."""
+    """Take leave, but not while another still speaks."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -43,7 +43,7 @@ import numpy as np
 import parallel
 import torch
 from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
-from muon import Muon
+from muon import Muon, Optimizers
 from ngram import NGram
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,7 +80,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
     ),
     "gpt2": dict(
         tokenizer="bpe", vocab_size=50257, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
-        heads=12, optimizer="adamw", batch_size=480, accumulate=40, context=1024,
+        heads=12, optimizer="adamw", batch_size=512, accumulate=64, context=1024,
         lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
 }  # fmt: skip
@@ -233,6 +233,18 @@ def check(args: argparse.Namespace, world: int) -> None:
         raise UserError("; ".join(problems))
 
 
+def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
+    """The text to train on. Raises UserError if it is not that of the checkpoint to resume."""
+    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
+    source = data.find(name, DATASET)
+    if checkpoint and source.corpus.sha256 != checkpoint["dataset"]["sha256"]:
+        raise UserError(
+            f"{source.corpus.name} is not the text this checkpoint was trained on "
+            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
+        )
+    return source
+
+
 def new_tokenizer(args: argparse.Namespace, text_or_files: str | list[Path]) -> Tokenizer:
     """A tokenizer trained on the text."""
     if args.tokenizer == "char":
@@ -262,13 +274,7 @@ def prepare(args: argparse.Namespace) -> Run:
         out = Path(args.out or path.parent)
     settle(args, checkpoint and checkpoint["settings"])
     check(args, world)
-    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
-    source = data.find(name, DATASET)
-    if checkpoint and source.corpus.sha256 != checkpoint["dataset"]["sha256"]:
-        raise UserError(
-            f"{source.corpus.name} is not the text this checkpoint was trained on "
-            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
-        )
+    source = find_text(args, checkpoint)
     tokenizer = tokenizer or new_tokenizer(args, source.text)
     with parallel.in_turn():  # the first process encodes a large text, the others find it done
         corpus, train, valid = data.encode(source, tokenizer, out / "tokens")
@@ -303,35 +309,12 @@ def share_batch(args: argparse.Namespace, world: int, most: int, name: str) -> N
     if args.batch_size > most:
         print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
         args.batch_size, args.accumulate = most, 1
-    if args.batch_size % (world * args.accumulate):
+    args.parts = max(1, args.accumulate // world)  # of each process
+    if args.batch_size % (world * args.parts):
         raise UserError(
-            f"--batch-size {args.batch_size} cannot be shared by {world} processes in parts of "
-            f"{args.accumulate}: give a multiple of {world * args.accumulate}"
+            f"--batch-size {args.batch_size} cannot be computed by {world} processes in "
+            f"--accumulate {args.accumulate} parts: give a multiple of {world * args.parts}"
         )
-
-
-class Optimizers:
-    """Several optimizers, each for some of the weights, that look like one."""
-
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
-        self.param_groups = [group for part in parts for group in part.param_groups]
-
-    def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad()
-
-    def step(self) -> None:
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self) -> dict:
-        return {"parts": [parallel.whole(part.state_dict()) for part in self.parts]}
-
-    def load_state_dict(self, state: dict) -> None:
-        for part, own in zip(self.parts, state["parts"], strict=True):
-            parallel.load_optimizer(part, own)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def new_optimizer(model: Model, args: argparse.Namespace) -> Optimizers:
@@ -370,7 +353,7 @@ def get_batch(run: Run, part: int = 0) -> tuple[Tensor, Tensor]:
     batch_size, context = run.args.batch_size, run.args.context
     random = torch.Generator().manual_seed(run.args.seed + run.step)
     starts = torch.randint(len(run.train) - context, (batch_size, 1), generator=random)
-    mine = starts[run.rank :: run.world].chunk(run.args.accumulate)[part]
+    mine = starts[run.rank :: run.world].chunk(run.args.parts)[part]
     places = (mine + torch.arange(context + 1)).numpy()
     batch = torch.from_numpy(run.train[places].astype(np.int64))  # (B, T + 1)
     inputs, targets = batch[:, :-1], batch[:, 1:]
@@ -617,15 +600,15 @@ def train_step(run: Run, forward: Callable) -> float:
 
     run.optimizer.zero_grad()
     total = torch.zeros((), device=run.device)
-    for part in range(run.args.accumulate):  # whose gradients add up
+    for part in range(run.args.parts):  # whose gradients add up
         # (2) batch
         inputs, targets = get_batch(run, part)
 
         # (3) forward, loss
-        parallel.synchronize(run.shared, part == run.args.accumulate - 1)
+        parallel.synchronize(run.shared, part == run.args.parts - 1)
         with autocast(run):
             logits, _ = forward(inputs)
-        loss = loss_of(logits, targets) / run.args.accumulate
+        loss = loss_of(logits, targets) / run.args.parts
         total += loss.detach()
 
         # (4) backward, clip: one wild batch must not throw the weights far away
@@ -650,24 +633,27 @@ def train_step(run: Run, forward: Callable) -> float:
     return value
 
 
+def evaluate_first(run: Run) -> None:
+    """What the model knows before its first step; and how long an evaluation takes."""
+    run.history, run.samples, run.best = [], [], math.inf
+    log(run)
+    visualize.new_figure()  # loads matplotlib, which must not count as evaluation
+    began = time.perf_counter()
+    with averaged(run):
+        evaluate_and_sample(run)
+    run.evaluation = time.perf_counter() - began
+    save_checkpoint(run, "last.pt")
+
+
 def train(run: Run) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, times, saved = run.args, [], time.perf_counter()
     forward = compiled(run) if args.compile else run.shared
     quiet = True if run.rank else None  # None: where there is no terminal
-    with (
-        Stop() as stop,
-        tqdm(initial=run.step, total=args.steps, unit="step", disable=quiet) as bar,
-    ):
+    bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=quiet)
+    with Stop() as stop, bar:
         if run.step == 0:  # also where a run was killed before its first step
-            run.history, run.samples, run.best = [], [], math.inf
-            log(run)
-            visualize.new_figure()  # loads matplotlib, which must not count as evaluation
-            began = time.perf_counter()
-            with averaged(run):
-                evaluate_and_sample(run)
-            run.evaluation = time.perf_counter() - began
-            save_checkpoint(run, "last.pt")
+            evaluate_first(run)
         while not args.steps or run.step < args.steps:
             began = time.perf_counter()
             loss = train_step(run, forward)  # (1) to (5)

@@ -407,7 +407,7 @@ def test_mfu_is_the_share_of_the_peak(mods, monkeypatch):
     [
         ("--heads 4 --kv-heads 3", "--kv-heads 3"),
         ("--hidden-size 20 --heads 4", "--hidden-size 20"),
-        ("--accumulate 3", "parts of 3"),
+        ("--accumulate 3", "--accumulate 3"),
         ("--optimizer sgd", "--optimizer sgd"),
     ],
 )
@@ -480,7 +480,7 @@ def torchrun(*parts: object, **more: object) -> subprocess.Popen:
 def test_two_processes_reach_the_losses_of_one(mods, flags, run_main, tmp_path, more):
     alone = more.replace("--parallel fsdp", "")
     assert run_main(mods.train, flags, alone, "--out", tmp_path / "one").status == 0
-    process = torchrun(flags, more, "--accumulate 2", "--out", tmp_path / "two")
+    process = torchrun(flags, more, "--accumulate 4", "--out", tmp_path / "two")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("2 processes") == 1  # one of them prints
