@@ -562,7 +562,7 @@ def export(
         why = ""
         try:
             formats.write_huggingface(tokenizer, unfinished / "tokenizer.json")
-        except formats.NotExpressible as error:
+        except formats.InexpressibleError as error:
             why = str(error)
             (unfinished / "tokenizer_config.json").unlink()
         if folder.exists():

@@ -481,7 +481,7 @@ def read_prefix(normalizer: dict | None, pre_tokenizer: dict | None, path: Path)
 # ---------------------------------------------------------------------------------------------
 
 
-class NotExpressible(UserError):
+class InexpressibleError(UserError):
     """No tokenizer.json can say what this tokenizer does."""
 
 
@@ -497,7 +497,7 @@ def write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
     elif isinstance(tokenizer, WordPieceTokenizer):
         parts = written_wordpiece(tokenizer)
     else:
-        raise NotExpressible(
+        raise InexpressibleError(
             "where spaces stand between words depends on the words before, which tokenizer.json "
             "cannot say: train with --tokenizer char, bpe, unigram or wordpiece"
         )
