@@ -31,7 +31,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -355,7 +355,24 @@ def design(published: Published, there: dict[str, list[Stored]]) -> Model:
         rows, *columns = embedding[0].shape  # a slice has all rows (Llama 2) or all columns
         cut = columns == [sizes["hidden_size"]]
         sizes["vocab_size"] = rows * (len(embedding) if cut else 1)
-    with torch.device("meta"):
+    return shapes_of(kind, sizes)
+
+
+class NoDice(torch.overrides.TorchFunctionMode):
+    """Leaves out the random start: on the "meta" device it takes seconds to do nothing."""
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if function.__name__ == "normal_":
+            return kwargs.get("tensor", args[:1])
+        return function(*args, **kwargs)
+
+
+def shapes_of(kind: type[Model], sizes: dict[str, Any]) -> Model:
+    """A model whose weights have shapes and no numbers, so they take no memory."""
+    with torch.device("meta"), NoDice():
         return kind(**sizes)
 
 
@@ -373,9 +390,7 @@ def build(published: Published, there: dict[str, list[Stored]]) -> Model:
     check_tensors([part for parts in wanted.values() for part in parts], there)
     dtype = there[f"{names['embedding']}.weight"][0].dtype
     state = {
-        name: assemble(wanted[name], there).to(dtype)
-        if name in wanted
-        else torch.zeros(weight.shape, dtype=dtype)
+        name: assemble(weight.shape, dtype, wanted.get(name, []), there)
         for name, weight in model.named_parameters()
     }
     if tied and not model.config["tied"]:
@@ -388,16 +403,23 @@ def build(published: Published, there: dict[str, list[Stored]]) -> Model:
     return model.eval()
 
 
-def assemble(parts: list[Part], there: dict[str, list[Stored]]) -> Tensor:
-    """A weight of ours, read from the published tensors that it is made of."""
-    found = []
+def assemble(shape: tuple[int, ...], dtype: torch.dtype, parts: list[Part], there: dict) -> Tensor:
+    """A weight of ours, read from the published tensors that it is made of; zeros without any."""
+    slices = there[parts[0].name] if len(parts) == 1 else []
+    if len(slices) == 1 and slices[0].dtype == dtype and not parts[0].turned:
+        return slices[0].read()
+    # The room for it first: what is read and freed then lies behind it, and leaves no hole.
+    weight, start = torch.zeros(shape, dtype=dtype), 0
     for part in parts:
-        slices, dim = there[part.name], split_along(there[part.name], part.shape)
-        read = [each.read() for each in (slices[:1] if dim == -1 else slices)]
-        tensor = read[0] if dim == -1 else torch.cat(read, dim=dim)
-        tensor = tensor.T.contiguous() if part.turned else tensor
-        found.append(halves(tensor, part.pairs) if part.pairs else tensor)
-    return torch.cat(found) if len(found) > 1 else found[0]
+        end = start + part.shape[-1 if part.turned else 0]
+        rows, slices = weight[start:end], there[part.name]
+        dim = split_along(slices, part.shape)
+        places = [rows] if dim == -1 else rows.chunk(len(slices), dim)
+        for place, each in zip(places, slices, strict=False):  # of equal ones the first will do
+            tensor = halves(each.read(), part.pairs) if part.pairs else each.read()
+            place.copy_(tensor.T if part.turned else tensor)
+        start = end
+    return weight
 
 
 def halves(tensor: Tensor, D: int) -> Tensor:

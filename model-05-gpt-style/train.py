@@ -46,7 +46,7 @@ import torch
 from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
 from muon import Muon, Optimizers
 from ngram import NGram
-from pretrained import load_pretrained
+from pretrained import load_pretrained, shapes_of
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -282,9 +282,7 @@ def init_from(args: argparse.Namespace, device: str) -> tuple[Model, Tokenizer]:
 def shortened(model: Model, context: int, dropout: float) -> Model:
     """The same weights in a model of a shorter context, and with this dropout."""
     sizes = {**model.config, "context": context, "dropout": dropout}
-    with torch.device("meta"):
-        new = type(model)(**sizes)
-    weights = model.state_dict()
+    new, weights = shapes_of(type(model), sizes), model.state_dict()
     if "places.weight" in weights:
         weights["places.weight"] = weights["places.weight"][:context].clone()
     new.load_state_dict(weights, assign=True)
