@@ -4,7 +4,6 @@
                                                   config.json
                                                   generation_config.json       not every model's
                                                   tokenizer.json  or  vocab.json, merges.txt
-                                                  tokenizer_config.json        not every model's
                                                   model.safetensors  or several, and their index
                                                   or  pytorch_model.bin, the same
 
@@ -81,8 +80,7 @@ def fetch_model(name: str, check: Callable[[Path], object]) -> Path:
         with download.alone(folder):
             get(name, folder, "config.json")
             check(folder)
-            for file in ("generation_config.json", "tokenizer_config.json"):
-                get(name, folder, file, optional=True)
+            get(name, folder, "generation_config.json", optional=True)
             get_tokenizer(name, folder)
             get_weights(name, folder)
     except SourceError as problem:

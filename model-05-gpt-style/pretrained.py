@@ -403,12 +403,10 @@ def build(published: Published, there: dict[str, list[Stored]]) -> Model:
     return model.eval()
 
 
-def assemble(shape: tuple[int, ...], dtype: torch.dtype, parts: list[Part], there: dict) -> Tensor:
+def assemble(
+    shape: tuple[int, ...], dtype: torch.dtype, parts: list[Part], there: dict[str, list[Stored]]
+) -> Tensor:
     """A weight of ours, read from the published tensors that it is made of; zeros without any."""
-    slices = there[parts[0].name] if len(parts) == 1 else []
-    if len(slices) == 1 and slices[0].dtype == dtype and not parts[0].turned:
-        return slices[0].read()
-    # The room for it first: what is read and freed then lies behind it, and leaves no hole.
     weight, start = torch.zeros(shape, dtype=dtype), 0
     for part in parts:
         end = start + part.shape[-1 if part.turned else 0]
@@ -416,8 +414,12 @@ def assemble(shape: tuple[int, ...], dtype: torch.dtype, parts: list[Part], ther
         dim = split_along(slices, part.shape)
         places = [rows] if dim == -1 else rows.chunk(len(slices), dim)
         for place, each in zip(places, slices, strict=False):  # of equal ones the first will do
-            tensor = halves(each.read(), part.pairs) if part.pairs else each.read()
-            place.copy_(tensor.T if part.turned else tensor)
+            if part.pairs:
+                given = torch.empty(each.shape, dtype=dtype)
+                each.read(given)
+                place.copy_(halves(given, part.pairs))
+            else:
+                each.read(place.T if part.turned else place)
         start = end
     return weight
 
@@ -438,8 +440,10 @@ def check_head_norms(there: dict[str, list[Stored]], sizes: dict[str, Any]) -> N
     Ours have no weights, which is weights of 1.
     """
     for name in [name for name in there if HEAD_NORMS.fullmatch(name)]:
-        (weight,) = there.pop(name)
-        if weight.shape != (sizes["head_size"],) or not (weight.read() == 1).all():
+        (each,), weight = there.pop(name), torch.zeros(sizes["head_size"])
+        if each.shape == weight.shape:
+            each.read(weight)
+        if not (weight == 1).all():
             raise UserError(
                 f"{name}: learned norms of queries and keys are not supported: {SUPPORTED}"
             )
@@ -475,32 +479,26 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def first_tokens(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """What the reference library puts in front of a text: Llama's <s> or <|begin_of_text|>."""
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        return [i for text, i in tokenizer.special_tokens.items() if text == "<s>"]
-    config, post = {}, None
-    if (folder / "tokenizer_config.json").is_file():
-        config = formats.read_json(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        post = formats.read_json(folder / "tokenizer.json").get("post_processor")
-    texts: list = []
+    """What the reference library puts in front of a text: Llama's <s> or <|begin_of_text|>.
+
+    A tokenizer.json says so in a template, "<s> $A"; SentencePiece's programs always do it.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        is_gpt2 = (folder / "vocab.json").is_file()
+        return [i for text, i in tokenizer.special_tokens.items() if text == "<s>" and not is_gpt2]
+    post, found = formats.read_json(folder / "tokenizer.json").get("post_processor"), []
     try:
-        if "add_bos_token" in config or "add_eos_token" in config:
-            token = config.get("bos_token")
-            token = token["content"] if isinstance(token, dict) else token
-            texts = [token] if config.get("add_bos_token") and token else []
-        else:
-            steps = (post or {}).get("processors", [post] if post else [])
-            single = [s["single"] for s in steps if s["type"] == "TemplateProcessing"]
-            for piece in single[0] if single else []:
+        steps = post.get("processors", [post]) if post else []
+        for template in (step for step in steps if step["type"] == "TemplateProcessing"):
+            for piece in template["single"]:
                 if "SpecialToken" not in piece:
                     break
-                texts.append(piece["SpecialToken"]["id"])
-        return [tokenizer.special_tokens[text] for text in texts]
+                found.append(tokenizer.special_tokens[piece["SpecialToken"]["id"]])
     except (LookupError, TypeError, AttributeError):
         raise UserError(
-            f"{folder}: what stands before a text is damaged: take whole files"
+            f"{folder / 'tokenizer.json'}: its post_processor is damaged: take a whole file"
         ) from None
+    return found
 
 
 def last_tokens(folder: Path, tokenizer: Tokenizer) -> list[int]:
@@ -578,12 +576,12 @@ def export(
             about["eos_token"] = texts[len(begin)]
         formats.write_json(unfinished / "config.json", config)
         write_safetensors(unfinished / "model.safetensors", dict(published_tensors(model)))
-        about |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(begin)}
+        about["tokenizer_class"] = "PreTrainedTokenizerFast"
         about["clean_up_tokenization_spaces"] = False
         formats.write_json(unfinished / "tokenizer_config.json", about)
         why = ""
         try:
-            formats.write_huggingface(tokenizer, unfinished / "tokenizer.json")
+            formats.write_huggingface(tokenizer, unfinished / "tokenizer.json", begin)
         except formats.InexpressibleError as error:
             why = str(error)
             (unfinished / "tokenizer_config.json").unlink()

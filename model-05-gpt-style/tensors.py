@@ -11,8 +11,8 @@ A pickle can be made to run anything. torch.load with weights_only=True obeys on
 it that make tensors and plain values. The other format has no steps: it was made to be read by
 sixty lines like these, so there is no need of the library of that name.
 
-Either way a tensor is read once, into memory that then is a weight of the model. Files that are
-mapped into memory instead (mmap) would count twice: as pages of the file, and as weights.
+Either way a tensor is read once, into a weight of the model. Files that are mapped into memory
+instead (mmap) would count twice: as pages of the file, and as weights.
 
 Below pretrained.py, which knows what the tensors are for.
 """
@@ -25,8 +25,9 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ DTYPES = {
 }  # fmt: skip
 OTHERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # bytes; masks and the like
 LONGEST_HEADER = 100_000_000  # bytes, as in the library
+ROOM = 1 << 16  # bytes read at a time into what cannot be read straight into its place
 
 
 class Stored(NamedTuple):
@@ -45,7 +47,7 @@ class Stored(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None  # None: no floating-point number
-    read: Callable[[], Tensor]  # once: a file may forget what it has handed over
+    read: Callable[[Tensor], None]  # fills a tensor of this shape; once, then it may be forgotten
 
 
 def open_tensors(path: Path) -> dict[str, Stored]:
@@ -60,61 +62,66 @@ def open_tensors(path: Path) -> dict[str, Stored]:
 
 def open_safetensors(path: Path) -> dict[str, Stored]:
     """See open_tensors. No two tensors share bytes, and no byte is left over."""
-    damaged = UserError(f"{path} is truncated or damaged: download it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, LONGEST_HEADER):
-            raise damaged
-        text = file.read(length)
+        whole = size >= 8 and 2 <= length <= min(size - 8, LONGEST_HEADER)
+        text = file.read(length) if whole else b""
+    found, spans = {}, [(0, 0)]
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        found, spans = {}, []
         for name, entry in header.items():
-            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-            if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
-                raise damaged
-            dtype = DTYPES.get(entry["dtype"])
-            each = dtype.itemsize if dtype else OTHERS.get(entry["dtype"])
-            if each is None:
-                kind = str(entry["dtype"])[:20]
-                raise UserError(f"{path}: numbers of type {kind} are not supported: take a model "
-                                "in float32, float16 or bfloat16")  # fmt: skip
-            if end - start != math.prod(shape) * each:
-                raise damaged
+            shape, (start, end), kind = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
+            if kind not in DTYPES and kind not in OTHERS:
+                raise UserError(
+                    f"{path}: numbers of type {kind!r:.20} are not supported: take a model in "
+                    "float32, float16 or bfloat16"
+                )
+            each = DTYPES[kind].itemsize if kind in DTYPES else OTHERS[kind]
+            whole &= all(type(n) is int and n >= 0 for n in (*shape, start, end))
+            whole &= end - start == math.prod(shape) * each
             spans.append((start, end))
+            dtype = DTYPES.get(kind)
             found[name] = Stored(shape, dtype, reader(path, 8 + length + start, shape, dtype))
+        spans.sort()
+        whole &= all(end == start for (_, end), (start, _) in pairwise(spans))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise damaged from None
-    at = 0
-    for start, end in sorted(spans):
-        if start != at:
-            raise damaged
-        at = end
-    if at != size - 8 - length:
-        raise damaged
+        whole = False
+    if not whole or spans[-1][1] != size - 8 - length:
+        raise UserError(f"{path} is truncated or damaged: download it again")
     return found
 
 
 def reader(
-    path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype | None
-) -> Callable[[], Tensor]:
-    """Reads a tensor's bytes, from `start` in a file, straight into its memory."""
+    path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Callable[[Tensor], None]:
+    """Reads the bytes of a tensor, from `start` in a file: if possible straight into their place."""
 
-    def read() -> Tensor:
-        tensor = torch.empty(shape, dtype=dtype)
-        view = memoryview(tensor.flatten().view(torch.uint8).numpy())
-        with path.open("rb") as file:
+    def read(target: Tensor) -> None:
+        with path.open("rb", buffering=0) as file:
             file.seek(start)
-            while view:  # the system may hand over less than was asked for
-                got = file.readinto(view)
-                if not got:
-                    raise UserError(f"{path} became shorter while it was read: download it again")
-                view = view[got:]
-        return tensor
+            if target.is_contiguous() and target.dtype == dtype:
+                fill(target, file)
+                return
+            row = math.prod(shape[1:]) * dtype.itemsize  # some rows at a time
+            room = torch.empty(max(ROOM, row), dtype=torch.uint8)
+            for piece in target.split(max(1, ROOM // max(1, row))):
+                rows = room[: piece.numel() * dtype.itemsize].view(dtype).view(piece.shape)
+                fill(rows, file)
+                piece.copy_(rows)
 
     return read
+
+
+def fill(tensor: Tensor, file: BinaryIO) -> None:
+    """The next bytes of a file become the numbers of a tensor."""
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    while view:  # the system may hand over less than was asked for
+        got = file.readinto(view)
+        if not got:
+            raise UserError(f"{file.name} became shorter while it was read: download it again")
+        view = view[got:]
 
 
 def open_torch(path: Path) -> dict[str, Stored]:
@@ -146,10 +153,8 @@ def open_torch(path: Path) -> dict[str, Stored]:
 def stored(tensors: dict[str, Tensor], name: str) -> Stored:
     """One of the tensors, which is taken out of them when it is read."""
 
-    def read() -> Tensor:
-        tensor = tensors.pop(name).detach().contiguous()
-        own = tensor.untyped_storage().nbytes() == tensor.nbytes
-        return tensor if own else tensor.clone()  # else it would keep the whole storage alive
+    def read(target: Tensor) -> None:
+        target.copy_(tensors.pop(name))
 
     tensor = tensors[name]
     dtype = tensor.dtype if tensor.dtype in DTYPES.values() else None

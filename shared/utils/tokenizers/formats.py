@@ -26,7 +26,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NoReturn
@@ -485,8 +485,11 @@ class InexpressibleError(UserError):
     """No tokenizer.json can say what this tokenizer does."""
 
 
-def write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes a tokenizer.json. Raises UserError for what the format cannot tell."""
+def write_huggingface(tokenizer: Tokenizer, path: Path, begin: Sequence[int] = ()) -> None:
+    """Writes a tokenizer.json. begin: special tokens that the library is to put before a text.
+
+    Raises UserError for what the format cannot tell.
+    """
     special: dict[str, int] = {}
     if isinstance(tokenizer, BPETokenizer):
         special, parts = tokenizer.special_tokens, written_bpe(tokenizer)
@@ -506,7 +509,22 @@ def write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
         for text, index in sorted(special.items(), key=lambda item: item[1])
     ]
     head = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    if begin:
+        parts["post_processor"] = before_a_text([(text, i) for i in begin for text, j in
+                                                 special.items() if i == j])  # fmt: skip
     write_json(path, {**head, "normalizer": None, "post_processor": None, **parts})
+
+
+def before_a_text(tokens: list[tuple[str, int]]) -> dict:
+    """The post-processor that puts these in front of a text, or of each of two."""
+    texts = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    first, second = (
+        [*({"SpecialToken": {"id": text, "type_id": number}} for text, _ in tokens), texts[number]]
+        for number in range(2)
+    )
+    listed = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in tokens}
+    template = {"single": first, "pair": first + second, "special_tokens": listed}
+    return {"type": "TemplateProcessing", **template}
 
 
 def written_bpe(tokenizer: BPETokenizer) -> dict:
