@@ -96,7 +96,7 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
 def reader(
     path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Callable[[Tensor], None]:
-    """Reads the bytes of a tensor, from `start` in a file: if possible straight into their place."""
+    """Reads a tensor's bytes, from `start` in a file: if possible straight into their place."""
 
     def read(target: Tensor) -> None:
         with path.open("rb", buffering=0) as file:
@@ -154,7 +154,7 @@ def stored(tensors: dict[str, Tensor], name: str) -> Stored:
     """One of the tensors, which is taken out of them when it is read."""
 
     def read(target: Tensor) -> None:
-        target.copy_(tensors.pop(name))
+        target.copy_(tensors.pop(name).detach())
 
     tensor = tensors[name]
     dtype = tensor.dtype if tensor.dtype in DTYPES.values() else None

@@ -6,17 +6,14 @@ odd sizes, and read by us; and the other way round.
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import pickle
 import re
 import shutil
 import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +33,7 @@ from shared.utils.tokenizers import (
     WordTokenizer,
     formats,
 )
-from shared.utils.tokenizers.pretokenize import GPT2_PATTERN, LLAMA3_PATTERN
+from shared.utils.tokenizers.pretokenize import LLAMA3_PATTERN
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -257,12 +254,14 @@ def save_meta(model: nn.Module, folder: Path, parts: int, embedding_cut: int = 1
     for i, file in enumerate(files):
         torch.save(file, folder / f"consolidated.0{i}.pth")
     params = {"dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": 6,
-              "multiple_of": 48, "n_kv_heads": 2, "norm_eps": config.rms_norm_eps, "vocab_size": -1}  # fmt: skip
+              "multiple_of": 48, "n_kv_heads": 2, "norm_eps": config.rms_norm_eps,
+              "vocab_size": -1}  # fmt: skip
     (folder / "params.json").write_text(json.dumps(params))
 
 
 MEMORY = """
 import sys
+import threading
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import generate, pretrained
@@ -388,8 +387,7 @@ def test_the_ids_of_a_tokenizer_like_llama_3s(mods, tmp_path):
 def test_the_ids_of_a_tokenizer_like_llama_2s(mods, tmp_path):
     tokenizer = like_llama2()
     formats.write_huggingface(tokenizer, tmp_path / "tokenizer.json", begin=[1])
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "unk_token": "<unk>",
-              }  # fmt: skip
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert_same_ids(mods, tmp_path, tokenizer.vocab_size, "héllo 🦊", "the<s> and")
 
@@ -477,7 +475,7 @@ def published(tmp_path_factory, mods) -> Path:
 
 
 def test_a_prompt_with_special_tokens_and_the_start_of_a_text(mods, published, run_main):
-    model, tokenizer, about = mods.pretrained.load_pretrained(str(published))
+    _, tokenizer, about = mods.pretrained.load_pretrained(str(published))
     library = reference(published)
     begin, ends = mods.generate.edges(about)
     assert mods.generate.encode_prompt(tokenizer, CHAT, begin) == library(CHAT).input_ids
@@ -556,13 +554,13 @@ def test_training_goes_on_from_weights(mods, published, run_main, text_file, tmp
     run = [*QUICK.split(), "--steps", "4", "--eval-every", "2", "--lr", "0.001", "--dataset"]
     start = published
     if source == "own":
-        sizes = "--hidden-size 16 --layers 1 --heads 2 --tokenizer bpe --vocab-size 300".split()
+        sizes = "--hidden-size 16 --layers 1 --heads 2 --tokenizer bpe --vocab-size 300"
         result = run_main(mods.train, run, text_file, sizes, "--out", tmp_path / "first")
         start = tmp_path / "first" / "best.pt"
     result = run_main(mods.train, run, text_file, "--init-from", start, "--out", tmp_path / "out")
     assert result.status == 0, result
     assert "Llama" in result.out
-    model, tokenizer, saved = mods.generate.load_checkpoint(tmp_path / "out" / "best.pt")
+    model, _, saved = mods.generate.load_checkpoint(tmp_path / "out" / "best.pt")
     assert model.context == 8 and saved["settings"]["optimizer"] == "adamw"
     result = run_main(mods.train, "--resume", tmp_path / "out" / "last.pt", "--steps 6")
     assert result.status == 0, result
@@ -716,3 +714,284 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_written(mods, tmp_pa
     with pytest.raises(OSError, match="No space"):
         mods.pretrained.export(model, CharTokenizer("abcde"), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+# ------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A whole folder to be damaged."""
+    llama(num_key_value_heads=2).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def fails(mods: SimpleNamespace, folder: Path, *mentioned: str) -> str:
+    """The one line that says why this folder cannot be loaded."""
+    with pytest.raises(UserError) as error:
+        mods.pretrained.load_pretrained(str(folder))
+    text = str(error.value)
+    assert "\n" not in text and ": " in text
+    for each in mentioned:
+        assert each in text, text
+    return text
+
+
+def header_of(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_header(path: Path, header: dict, body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, 5000, -1])
+def test_a_truncated_file(mods, folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    fails(mods, folder, "model.safetensors", "download it again")
+
+
+def test_a_header_that_lies(mods, folder):
+    path = folder / "model.safetensors"
+    header, body = header_of(path)
+    name = next(n for n in header if "norm" in n)
+    entry = header[name]
+    for change_ in (
+        {"shape": [-48]},
+        {"shape": [10**12]},
+        {"shape": "48"},
+        {"data_offsets": [0, 192]},
+        {"data_offsets": [entry["data_offsets"][0], 10**15]},
+        {"data_offsets": [1.5, 3]},
+        {"dtype": "F64"},
+    ):
+        write_header(path, header | {name: entry | change_}, body)
+        fails(mods, folder, "model.safetensors", "download it again")
+    for kind in ("F8_E4M3", "F4", 7):
+        write_header(path, header | {name: entry | {"dtype": kind}}, body)
+        fails(mods, folder, "not supported")
+    write_header(path, header, body + b"surplus")
+    fails(mods, folder, "model.safetensors", "download it again")
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    fails(mods, folder, "model.safetensors", "download it again")
+
+
+def test_missing_extra_and_misshapen_tensors_are_listed_together(mods, folder):
+    path = folder / "model.safetensors"
+    header, body = header_of(path)
+    header["surplus.weight"] = header.pop("model.norm.weight")
+    shape = header["lm_head.weight"]["shape"]
+    header["lm_head.weight"]["shape"] = shape[::-1]
+    write_header(path, header, body)
+    text = fails(mods, folder, "1 missing (model.norm.weight)", "1 not of this model", "surplus")
+    assert "lm_head.weight [48, 101] instead of [101, 48]" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "mentioned"),
+    [
+        ({"model_type": "mamba"}, "'mamba'"),
+        ({"model_type": ["llama"]}, "not supported"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"hidden_size": -48}, "hidden_size"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 4}, "heads"),
+        ({"num_hidden_layers": 10**6}, "missing"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+    ],
+)
+def test_a_config_of_another_kind(mods, folder, values, mentioned):
+    change(folder, **values)
+    fails(mods, folder, mentioned)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\udcff"])
+def test_a_config_that_is_none(mods, folder, text):
+    (folder / "config.json").write_text(text, errors="surrogateescape")
+    fails(mods, folder, "config.json")
+
+
+def test_gpt2_with_another_inside(mods, tmp_path):
+    for values in ({"activation_function": "relu"}, {"n_inner": 50}, {"n_head": 5}):
+        gpt2().save_pretrained(tmp_path)
+        change(tmp_path, **values)
+        fails(mods, tmp_path, next(iter(values)))
+
+
+class Program:
+    """A pickle that writes a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "bare"])
+def test_a_program_in_a_file_of_weights_does_not_run(mods, folder, tmp_path, form):
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    value = {"model.norm.weight": Program(tmp_path / "ran")}
+    if form == "bare":
+        path.write_bytes(pickle.dumps(value))
+    else:
+        torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
+    fails(mods, folder, "pytorch_model.bin", "do not trust it")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_bin(mods, folder):
+    state = llama(num_key_value_heads=2).state_dict()
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save(state, path)
+    whole = path.read_bytes()
+    for data in (b"", b"PK", whole[: len(whole) // 2], whole[:-100], b"\x80\x02." * 9, b"text"):
+        path.write_bytes(data)
+        fails(mods, folder, "pytorch_model.bin")
+    for value in ([], {}, {"a": 1}, {1: torch.ones(2)}, {"a": torch.ones(2).to_sparse()}):
+        torch.save(value, path)
+        fails(mods, folder, "pytorch_model.bin")
+
+
+def test_an_index_that_leads_out_of_the_folder(mods, folder, tmp_path):
+    shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
+    for name in ("../model.safetensors", str(tmp_path / "model.safetensors"), 7, "model.bin"):
+        index = json.dumps({"weight_map": {"model.norm.weight": name}})
+        (folder / "model.safetensors.index.json").write_text(index)
+        fails(mods, folder, "model.safetensors.index.json")
+    index = json.dumps({"weight_map": {"model.norm.weight": "a.safetensors"}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    fails(mods, folder, "a.safetensors is missing")
+
+
+def test_a_folder_without_weights_or_tokenizer_says_what_belongs_there(mods, folder, tmp_path):
+    fails(mods, folder, "holds no tokenizer", "tokenizer.json")
+    (folder / "model.safetensors").unlink()
+    fails(mods, folder, "holds no weights", "*.safetensors")
+    (tmp_path / "empty").mkdir()
+    fails(mods, tmp_path / "empty", "config.json", "params.json", "consolidated")
+    fails(mods, folder / "config.json", "give the folder")
+
+
+def test_qwen3_is_read_only_if_its_norms_are_not_learned(mods, tmp_path):
+    model = ours(mods, "llama", VOCAB)
+    mods.pretrained.export(model, CharTokenizer("a"), tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    header, body = header_of(path)
+    start, end = header["model.layers.1.self_attn.k_norm.weight"]["data_offsets"]
+    write_header(path, header, body[:start] + b"\0" * (end - start) + body[end:])
+    fails(mods, tmp_path / "out", "k_norm", "learned")
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+@pytest.fixture
+def hub(tmp_path, published, monkeypatch) -> Iterator[SimpleNamespace]:
+    """A stand-in for the hub that has the model me/llama, and a cache folder of its own."""
+    found = SimpleNamespace(asked=[], status={}, cut={}, root=tmp_path / "hub")
+    shutil.copytree(published, found.root / "me" / "llama" / "resolve" / "main")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            name = self.path.rpartition("/")[2]
+            found.asked.append(name)
+            path = found.root / self.path.lstrip("/")
+            status = found.status.get(name, 200 if path.is_file() else 404)
+            data = path.read_bytes() if status == 200 else b""
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            self.send_response(206 if start else status)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", '"1"')
+            if start:
+                total = len(data)
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            self.end_headers()
+            self.wfile.write(data[start : found.cut.pop(name, None)])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("LMFS_DATA_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("shared.data.download.BACKOFF", 0.0)
+    yield found
+    server.shutdown()
+
+
+def test_a_model_of_the_hub_is_fetched_once(mods, hub, published, tmp_path):
+    model, tokenizer, about = mods.pretrained.load_pretrained("me/llama")
+    expected, _, known = mods.pretrained.load_pretrained(str(published))
+    assert torch.equal(model.embedding.weight, expected.embedding.weight)
+    assert about["settings"] == known["settings"]
+    folder = tmp_path / "cache" / "models" / "me" / "llama"
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    hub.asked.clear()
+    mods.pretrained.load_pretrained("me/llama")
+    assert hub.asked == []
+
+
+def test_a_download_that_breaks_off_goes_on(mods, hub):
+    hub.cut["model.safetensors"] = 70_000
+    model, _, _ = mods.pretrained.load_pretrained("me/llama")
+    assert hub.asked.count("model.safetensors") == 2 and model.config["layers"] == 2
+
+
+def test_shards_and_bins_of_the_hub(mods, hub, published):
+    there = hub.root / "me" / "llama" / "resolve" / "main"
+    model = transformers.AutoModelForCausalLM.from_pretrained(published)
+    (there / "model.safetensors").unlink()
+    model.save_pretrained(there, max_shard_size="100KB")
+    found, _, _ = mods.pretrained.load_pretrained("me/llama")
+    assert_same_logits(found, model)
+    assert len([name for name in hub.asked if re.search(r"-of-\d+\.safetensors", name)]) > 2
+
+
+@pytest.mark.parametrize(
+    ("status", "mentioned"),
+    [(401, "licence"), (403, "licence"), (404, "no such"), (500, "500")],
+)
+def test_a_model_that_cannot_be_had(mods, hub, tmp_path, status, mentioned):
+    hub.status["config.json"] = status
+    text = fails(mods, Path("me/llama"), mentioned, "config.json", "*.safetensors", "by hand")
+    assert str(tmp_path / "cache" / "models" / "me" / "llama") in text
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_fetched(mods, hub):
+    change(hub.root / "me" / "llama" / "resolve" / "main", model_type="mamba")
+    fails(mods, Path("me/llama"), "'mamba'")
+    assert hub.asked == ["config.json"]
+
+
+@pytest.mark.parametrize("flag", ["--pretrained", "--init-from"])
+def test_without_a_network_one_line_names_the_folder_to_fill(
+    mods, run_main, tmp_path, monkeypatch, flag
+):
+    monkeypatch.setenv("LMFS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = mods.generate if flag == "--pretrained" else mods.train
+    result = run_main(script, flag, "gpt2")
+    assert_one_line_error(result, "gpt2", "config.json", str(tmp_path / "models" / "gpt2"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert_one_line_error(run_main(script, flag, "gpt2"), "no connection", "by hand")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "a b", "-x/..", "https://a.b/c"])
+def test_names_that_are_none(mods, name):
+    fails(mods, Path(name), "neither a folder nor a name")
