@@ -6,14 +6,17 @@ odd sizes, and read by us; and the other way round.
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import pickle
 import re
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,7 +264,6 @@ def save_meta(model: nn.Module, folder: Path, parts: int, embedding_cut: int = 1
 
 MEMORY = """
 import sys
-import threading
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import generate, pretrained
@@ -536,8 +538,16 @@ def test_talking_with_a_published_model(mods, published, run_main, monkeypatch):
     assert SPECIAL[0] not in result.out.splitlines()[1]
 
 
-def test_the_table_of_a_published_model(published):
-    result = run_script(FOLDER / "pretrained.py", "--pretrained", published)
+@pytest.fixture
+def script(mods, monkeypatch) -> SimpleNamespace:
+    """pretrained.py's command line, for run_main: it takes what it needs from generate.py."""
+    monkeypatch.setitem(sys.modules, "generate", mods.generate)
+    parts = dict(main=mods.pretrained.main, command=mods.generate.command)
+    return SimpleNamespace(__file__=mods.pretrained.__file__, **parts)
+
+
+def test_the_table_of_a_published_model(script, published, run_main):
+    result = run_main(script, "--pretrained", published)
     assert result.status == 0, result
     row = next(line for line in result.out.splitlines() if "attention.qkv" in line)
     names = [f"model.layers.0.self_attn.{letter}_proj.weight" for letter in "qkv"]
@@ -684,9 +694,9 @@ def test_words_have_no_tokenizer_json_and_one_line_says_so(mods, tmp_path):
     ]
 
 
-def test_what_was_published_comes_out_as_it_went_in(mods, published, tmp_path):
+def test_what_was_published_comes_out_as_it_went_in(mods, script, published, run_main, tmp_path):
     out = tmp_path / "new" / "out"
-    result = run_script(FOLDER / "pretrained.py", "--pretrained", published, "--export-hf", out)
+    result = run_main(script, "--pretrained", published, "--export-hf", out)
     assert result.status == 0 and "written to" in result.out, result
     one, other = (transformers.AutoModelForCausalLM.from_pretrained(f) for f in (published, out))
     tokens = some_tokens(2, 30)
@@ -698,6 +708,23 @@ def test_what_was_published_comes_out_as_it_went_in(mods, published, tmp_path):
     assert mods.generate.edges(again[2]) == mods.generate.edges(
         mods.pretrained.load_pretrained(str(published))[2]
     )
+
+
+def test_an_own_checkpoint_as_a_process(text_file, tmp_path):
+    """Train, export, write with what was exported: three commands, as their user types them."""
+    flags = [*QUICK.split(), "--steps", "2", "--hidden-size", "16", "--layers", "1", "--heads", "2"]
+    flags += ["--tokenizer", "bpe", "--vocab-size", "300", "--dataset", text_file]
+    result = run_script(FOLDER / "train.py", flags, "--out", tmp_path / "run")
+    assert result.status == 0, result
+    best, out = tmp_path / "run" / "best.pt", tmp_path / "out"
+    result = run_script(FOLDER / "pretrained.py", "--checkpoint", best, "--export-hf", out)
+    assert result.status == 0 and result.err == "", result
+    how = ["--prompt", "Once", "--length", "20", "--seed", "1"]
+    texts = [
+        run_script(FOLDER / "generate.py", flag, source, how)
+        for flag, source in (("--checkpoint", best), ("--pretrained", out))
+    ]
+    assert texts[0] == texts[1] and texts[0].status == 0
 
 
 def test_an_export_never_overwrites_and_leaves_nothing_half_written(mods, tmp_path, monkeypatch):
@@ -716,7 +743,7 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_written(mods, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-# ------------------------------------------------------------------------------------- what is wrong
+# ------------------------------------------------------------------------------------ what is wrong
 
 
 @pytest.fixture
@@ -904,7 +931,7 @@ def hub(tmp_path, published, monkeypatch) -> Iterator[SimpleNamespace]:
     shutil.copytree(published, found.root / "me" / "llama" / "resolve" / "main")
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
             found.asked.append(name)
             path = found.root / self.path.lstrip("/")
@@ -934,7 +961,7 @@ def hub(tmp_path, published, monkeypatch) -> Iterator[SimpleNamespace]:
 
 
 def test_a_model_of_the_hub_is_fetched_once(mods, hub, published, tmp_path):
-    model, tokenizer, about = mods.pretrained.load_pretrained("me/llama")
+    model, _, about = mods.pretrained.load_pretrained("me/llama")
     expected, _, known = mods.pretrained.load_pretrained(str(published))
     assert torch.equal(model.embedding.weight, expected.embedding.weight)
     assert about["settings"] == known["settings"]
@@ -995,3 +1022,15 @@ def test_without_a_network_one_line_names_the_folder_to_fill(
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "a b", "-x/..", "https://a.b/c"])
 def test_names_that_are_none(mods, name):
     fails(mods, Path(name), "neither a folder nor a name")
+
+
+def test_the_readme_has_the_table_of_the_code(mods):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")]
+            for line in text.splitlines() if line.startswith("|")]  # fmt: skip
+    start = rows.index(["ours", "GPT-2", "LLaMA", "Meta's own files"]) + 2
+    tables = [mods.pretrained.GPT2_NAMES, mods.pretrained.LLAMA_NAMES, mods.pretrained.META_NAMES]
+    shown = {row[0]: row[1:] for row in rows[start : start + 11]}
+    assert set(shown) == set().union(*tables)
+    for name, cells in shown.items():
+        assert cells == [table.get(name, "") for table in tables]
