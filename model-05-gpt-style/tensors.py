@@ -24,6 +24,7 @@ import math
 import os
 import pickle
 import struct
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -128,7 +129,9 @@ def open_torch(path: Path) -> dict[str, Stored]:
     """See open_tensors. The file is read as a whole, and lets go of each tensor as it is taken."""
     damaged = UserError(f"{path} is truncated, damaged or no file of tensors: download it again")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one line is to say what is wrong
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only" not in str(error) and "weights_only" not in str(error):
             raise damaged from None

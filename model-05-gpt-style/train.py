@@ -190,8 +190,7 @@ def parse_args() -> argparse.Namespace:
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
-    help = "start a run with the weights of a checkpoint, or of a published model, such as gpt2"
-    parser.text("--init-from", help, metavar="NAME")
+    parser.text("--init-from", "start with weights of: a checkpoint, gpt2, ...", metavar="NAME")
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)

@@ -710,21 +710,28 @@ def test_what_was_published_comes_out_as_it_went_in(mods, script, published, run
     )
 
 
-def test_an_own_checkpoint_as_a_process(text_file, tmp_path):
-    """Train, export, write with what was exported: three commands, as their user types them."""
+def test_an_own_checkpoint_goes_out_and_comes_back(mods, script, text_file, run_main, tmp_path):
+    """Train, export, write with what was exported."""
     flags = [*QUICK.split(), "--steps", "2", "--hidden-size", "16", "--layers", "1", "--heads", "2"]
     flags += ["--tokenizer", "bpe", "--vocab-size", "300", "--dataset", text_file]
-    result = run_script(FOLDER / "train.py", flags, "--out", tmp_path / "run")
+    result = run_main(mods.train, flags, "--out", tmp_path / "run")
     assert result.status == 0, result
     best, out = tmp_path / "run" / "best.pt", tmp_path / "out"
-    result = run_script(FOLDER / "pretrained.py", "--checkpoint", best, "--export-hf", out)
+    result = run_main(script, "--checkpoint", best, "--export-hf", out)
     assert result.status == 0 and result.err == "", result
     how = ["--prompt", "Once", "--length", "20", "--seed", "1"]
     texts = [
-        run_script(FOLDER / "generate.py", flag, source, how)
+        run_main(mods.generate, flag, source, how)
         for flag, source in (("--checkpoint", best), ("--pretrained", out))
     ]
     assert texts[0] == texts[1] and texts[0].status == 0
+
+
+@pytest.mark.slow
+def test_the_command_line_is_a_script(published):
+    result = run_script(FOLDER / "pretrained.py", "--pretrained", published)
+    assert result.status == 0 and "parameters" in result.out, result
+    assert_one_line_error(run_script(FOLDER / "pretrained.py"), "--export-hf")
 
 
 def test_an_export_never_overwrites_and_leaves_nothing_half_written(mods, tmp_path, monkeypatch):
