@@ -6,7 +6,8 @@
                             +--- state, token <----+
 
 New since model 04: the state is a cache, so that a token costs one position and not all; two
-architectures; min-p, a penalty for repetition, texts that stop, and several at once.
+architectures; min-p, a penalty for repetition, texts that stop, and several at once; published
+models (pretrained.py), whose texts begin and end with tokens of their own.
 
 Below train.py and interactive.py, which use what is here: loading a checkpoint, sampling, and the
 handling of arguments and errors on the command line.
@@ -16,6 +17,7 @@ Shapes: B batch, T time, V vocabulary
     python generate.py --prompt "Once upon a time" --length 200
     python generate.py --temperature 0.8 --top-k 40 --top-p 0.95 --seed 7
     python generate.py --prompt "The king" --num-samples 3 --stop "."
+    python generate.py --pretrained gpt2 --prompt "The king"
 """
 
 from __future__ import annotations
@@ -29,22 +31,24 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, takewhile
 from pathlib import Path
 
 import torch
 from llama import Llama
-from model import GPT
+from model import GPT, Cache, State
+from pretrained import load_pretrained
 from torch import Tensor
 from tqdm import tqdm
 
 from shared import UserError
-from shared.utils.tokenizers import Tokenizer, tokenizer_from_state_dict
+from shared.utils.tokenizers import BPETokenizer, Tokenizer, tokenizer_from_state_dict
 
 Model = GPT | Llama
 MODELS = {"GPT": GPT, "Llama": Llama}
 HERE = Path(__file__).resolve().parent
 FORMAT, VERSION = "language-models-from-scratch", 1
+CHECKPOINT = "checkpoints/best.pt"  # where none is named
 DIGEST_SIZE = hashlib.sha256().digest_size  # bytes at the end of a checkpoint
 
 
@@ -210,6 +214,23 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
     return model.eval(), tokenizer, checkpoint
 
 
+def load(args: argparse.Namespace, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
+    """The model that the command line names, as load_checkpoint gives it. Raises UserError."""
+    if args.pretrained and args.checkpoint != CHECKPOINT:
+        raise UserError("--checkpoint and --pretrained each name a model: give one of them")
+    if args.pretrained:
+        model, *rest = load_pretrained(args.pretrained, device)
+    else:
+        model, *rest = load_checkpoint(find(args.checkpoint), device)
+    return model.to(getattr(torch, args.dtype)) if args.dtype else model, *rest
+
+
+def edges(checkpoint: dict) -> tuple[list[int], list[int]]:
+    """The tokens before a text, and those after which it is over: published models have such."""
+    settings = checkpoint.get("settings") or {}
+    return settings.get("begin") or [], settings.get("ends") or []
+
+
 def sample(
     logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator,
     min_p: float = 0.0,
@@ -249,15 +270,19 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def generate_batch(
     model: Model, prompt: list[int], length: int, temperature: float = 1.0, top_k: int = 0,
     top_p: float = 1.0, seed: int = 0, never: int | None = None, min_p: float = 0.0,
-    repetition_penalty: float = 1.0, count: int = 1,
+    repetition_penalty: float = 1.0, count: int = 1, ends: Sequence[int] = (),
 ) -> Iterator[list[int]]:  # fmt: skip
     """Yield `length` times one token of each of `count` texts that follow the prompt.
 
-    never: a token that is not drawn, such as <unk>, which says nothing.
+    never: a token that is not drawn, such as <unk>, which says nothing. ends: tokens after which
+    a text is over; what follows in its row means nothing. It stops when all are over.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    logits, state = model(torch.tensor([prompt] * count, device=device))
+    tokens = torch.tensor([prompt] * count, device=device)
+    room = min(model.context, len(prompt) + length)  # a context may be larger than the memory
+    logits, state = model(tokens, State(tokens[:, :0], Cache(model.kept, room)))
+    over = torch.zeros(count, 1, dtype=torch.bool)
     for _ in range(length):
         scores = logits[:, -1]
         if never is not None:
@@ -266,16 +291,24 @@ def generate_batch(
             scores = penalize(scores, state.tokens, repetition_penalty)
         tokens = sample(scores, temperature, top_k, top_p, generator, min_p)  # (count, 1)
         yield tokens.flatten().tolist()
+        over |= torch.isin(tokens, torch.tensor(ends, dtype=torch.long))
+        if over.all():
+            return
         logits, state = model(tokens.to(device), state)
 
 
 def generate(model: Model, prompt: list[int], length: int, *options, **more) -> Iterator[int]:
     """Yield `length` tokens that follow the prompt (at least one token), each as it is drawn.
 
-    The options are those of generate_batch.
+    The options are those of generate_batch; one of the `ends` is not yielded any more.
     """
-    for (token,) in generate_batch(model, prompt, length, *options, **more):
-        yield token
+    rows = generate_batch(model, prompt, length, *options, **more)
+    return before((token for (token,) in rows), more.get("ends", ()))
+
+
+def before(tokens: Iterator[int], ends: Sequence[int]) -> Iterator[int]:
+    """The tokens before the first of the `ends`."""
+    return takewhile(lambda token: token not in ends, tokens)
 
 
 def kind_of(model: Model) -> str:
@@ -303,8 +336,15 @@ def show(
     What a token looks like may depend on those before it: words have a space between them.
     """
     texts = tokenizer.decode_stream(chain(prompt, tokens))
-    for text in until(islice(texts, len(prompt), None), stops):
+    for text in until(without(texts, len(tokenizer.decode(prompt))), stops):
         print(text, end="", flush=True)
+
+
+def without(texts: Iterator[str], length: int) -> Iterator[str]:
+    """The same text but for so many characters at its start."""
+    for text in texts:
+        yield text[length:]
+        length = max(0, length - len(text))
 
 
 def until(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
@@ -327,8 +367,18 @@ def until(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     yield held
 
 
-def opening(tokenizer: Tokenizer) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, text: str, begin: Sequence[int] = ()) -> list[int]:
+    """The tokens of a prompt. Special ones in it, such as <|im_start|>, are taken as such."""
+    special = {"allowed_special": "all"} if isinstance(tokenizer, BPETokenizer) else {}
+    tokens = tokenizer.encode(text, **special)
+    there = tokens[: len(begin)] == list(begin)
+    return tokens if there or not tokens else [*begin, *tokens]
+
+
+def opening(tokenizer: Tokenizer, begin: Sequence[int] = ()) -> list[int]:
     """The prompt where none is given: the start of a line, if the model knows line breaks."""
+    if begin:
+        return list(begin)
     for text in ("\n", "."):  # the end of a line, or, where lines are lost, of a sentence
         with contextlib.suppress(UserError):
             if tokens := tokenizer.encode(text):
@@ -351,6 +401,12 @@ def add_sampling_flags(parser: Arguments, length: int) -> None:
     parser.number("--seed", int, "same seed, same text (default: another each time)", 0, 2**31)
 
 
+def add_model_flags(parser: Arguments) -> None:
+    parser.text("--checkpoint", "what to write with", CHECKPOINT)
+    help = "write with a published model: a name of the hub, such as gpt2, or a folder"
+    parser.text("--pretrained", help, metavar="NAME")
+
+
 def add_device_flag(parser: Arguments) -> None:
     parser.section("machine")
     parser.choice("--device", "a GPU if there is one", ["auto", "cpu", "cuda", "mps"], "auto")
@@ -358,13 +414,13 @@ def add_device_flag(parser: Arguments) -> None:
 
 def add_dtype_flag(parser: Arguments) -> None:
     # A token costs reading all weights once: in half the bytes, about half the time.
-    help = "of the weights; bfloat16 is faster and less exact"
-    parser.choice("--dtype", help, ["auto", "float32", "bfloat16", "float16"], "float32")
+    help = "of the weights (that of the file); bfloat16 is faster than float32 and less exact"
+    parser.choice("--dtype", help, ["float32", "bfloat16", "float16"])
 
 
 def main() -> None:
     parser = Arguments("Write text with a trained model.", "generate.py")
-    parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
+    add_model_flags(parser)
     parser.text("--prompt", "text to continue (the start of a line)")
     parser.number("--num-samples", int, "texts to write", 1, 10_000, default=1)
     add_sampling_flags(parser, length=500)
@@ -372,26 +428,27 @@ def main() -> None:
     add_device_flag(parser)
     add_dtype_flag(parser)
     args = parser.parse()
-    device = pick_device(args.device)
-    model, tokenizer, _ = load_checkpoint(find(args.checkpoint), device)
-    model.to(pick_dtype(args.dtype, device))
-    prompt = opening(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
+    model, tokenizer, checkpoint = load(args, pick_device(args.device))
+    begin, ends = edges(checkpoint)
+    prompt = opening(tokenizer, begin)
+    if args.prompt is not None:
+        prompt = encode_prompt(tokenizer, args.prompt, begin)
     if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     never = None if args.unk else tokenizer.unk_id
     options = args.temperature, args.top_k, args.top_p, seed, never, args.min_p
-    options = *options, args.repetition_penalty, args.num_samples
+    options = *options, args.repetition_penalty, args.num_samples, ends
     rows = generate_batch(model, prompt, args.length, *options)
     if args.num_samples == 1:  # printed as they are drawn
         print(args.prompt or "", end="", flush=True)
-        show(tokenizer, prompt, (token for (token,) in rows), args.stop or ())
+        show(tokenizer, prompt, before((token for (token,) in rows), ends), args.stop or ())
         print()
         return
     bar = tqdm(rows, total=args.length, unit="token", leave=False, disable=None)
     for number, tokens in enumerate(zip(*bar, strict=True), start=1):
         print(f"--- {number}\n{args.prompt or ''}", end="")
-        show(tokenizer, prompt, iter(tokens), args.stop or ())
+        show(tokenizer, prompt, before(iter(tokens), ends), args.stop or ())
         print()
 
 

@@ -7,6 +7,7 @@ you > /temperature 0.5
 
 python interactive.py --checkpoint checkpoints/best.pt
 python interactive.py --length 200 --top-k 40
+python interactive.py --pretrained gpt2
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from generate import (
     Arguments,
     add_device_flag,
     add_dtype_flag,
+    add_model_flags,
     add_sampling_flags,
     command,
-    find,
+    edges,
+    encode_prompt,
     generate,
-    load_checkpoint,
+    load,
     opening,
     pick_device,
-    pick_dtype,
     remember,
     show,
 )
@@ -68,21 +70,23 @@ def set_option(parser: Arguments, options: dict, line: str) -> str:
 
 
 def reply(
-    model, tokenizer, line: str, options: dict, turns: list[list[int]], stops: list[str]
-) -> None:
+    model, tokenizer, line: str, options: dict, turns: list[list[int]], stops: list[str],
+    ends: list[int],
+) -> None:  # fmt: skip
     """Go on from all that was said and the line, which begins a new one if anything was said.
 
     Prints each token as it is drawn; Ctrl-C ends it early. turns: all that was said, in tokens,
-    as it stood at the start and after each reply.
+    as it stood at the start and after each reply. ends: tokens after which it is over.
     """
     seed = torch.seed() % 2**31 if options["seed"] is None else options["seed"]
     said = turns[-1]
     try:
-        new = tokenizer.encode("\n" + line if said and line else line)
+        new = encode_prompt(tokenizer, "\n" + line if len(turns) > 1 and line else line)
         turns.append(said + new or opening(tokenizer))
         print(line, end="", flush=True)
         start = list(turns[-1])
-        tokens = generate(model, start, **{**options, "seed": seed}, never=tokenizer.unk_id)
+        how = {**options, "seed": seed, "never": tokenizer.unk_id, "ends": ends}
+        tokens = generate(model, start, **how)
         show(tokenizer, start, remember(tokens, turns[-1]), stops)
     except UserError as error:
         print(f"error: {error}", end="")
@@ -93,21 +97,19 @@ def reply(
 
 def main() -> None:
     parser = Arguments("Write together with a trained model.", "interactive.py")
-    parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
+    add_model_flags(parser)
     add_sampling_flags(parser, length=300)
     add_device_flag(parser)
     add_dtype_flag(parser)
     args = parser.parse()
-    device = pick_device(args.device)
-    model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), device)
-    model.to(pick_dtype(args.dtype, device))
+    model, tokenizer, checkpoint = load(args, pick_device(args.device))
+    begin, ends = edges(checkpoint)
     names = ("length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     first = {key: getattr(args, key) for key in names}
-    options, turns = dict(first), [[]]
-    print(
-        f"{checkpoint['architecture']}, trained on {checkpoint['dataset']['name']} for "
-        f"{checkpoint['progress']['step']} steps. Begin a line, it goes on. /help, /quit"
-    )
+    options, turns = dict(first), [begin]
+    name, steps = checkpoint["dataset"]["name"], checkpoint["progress"]["step"]
+    trained = "published" if args.pretrained else f"trained on {name} for {steps} steps"
+    print(f"{checkpoint['architecture']}, {trained}. Begin a line, it goes on. /help, /quit")
     while True:
         try:
             line = input("you > " if sys.stdin.isatty() else "")
@@ -119,16 +121,16 @@ def main() -> None:
         if line.strip() == "/help":
             print(HELP)
         elif line.strip() == "/reset":
-            options, turns = dict(first), [[]]
+            options, turns = dict(first), [begin]
             print("  as at the start")
         elif line.strip() == "/undo":
-            turns = turns[:-1] or [[]]
-            left = " / ".join(tokenizer.decode(turns[-1])[-60:].splitlines())
+            turns = turns[:-1] or [begin]
+            left = " / ".join(tokenizer.decode(turns[-1][len(begin) :])[-60:].splitlines())
             print(f"  ... {left}" if left else "  nothing is left")
         elif line.startswith("/"):
             print(set_option(parser, options, line.strip()))
         else:
-            reply(model, tokenizer, line, options, turns, args.stop or [])
+            reply(model, tokenizer, line, options, turns, args.stop or [], ends)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     grouped-query attention   several queries share a key and a value: a smaller cache
 
 and what goes with them: no biases, a read-out of its own, and (Qwen 3) queries and keys that are
-normed before they meet, so that no score can grow without bound.
+normed before they meet, so that no score can grow without bound. The arguments after `qk_norm`
+are what published models of this family differ in (pretrained.py).
 
 Sources: Touvron et al. 2023 (LLaMA), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE),
 Shazeer 2020 (SwiGLU), Ainslie et al. 2023 (GQA), Henry et al. 2020 (norm of queries and keys)
@@ -19,31 +20,51 @@ Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from model import Cache, Pointer, State, attend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def scale(x: Tensor) -> Tensor:
+def scale(x: Tensor, eps: float) -> Tensor:
     """Each vector to length sqrt(C), or D: x (..., C) -> (..., C)
 
     On a CPU in bfloat16 twice as fast as F.rms_norm, forward and backward.
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * (length.square() / x.size(-1) + 1e-5).rsqrt()
+    wide = torch.float32 if x.dtype == torch.float16 else None  # 16 bits end at 65,504
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return x * (length.square() / x.size(-1) + eps).rsqrt().to(x.dtype)
 
 
 class RMSNorm(nn.Module):
     """Each vector to length sqrt(C), then scaled as learned (Zhang & Sennrich 2019)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)"""
-        return scale(x) * self.weight.to(x.dtype)
+        return scale(x, self.eps) * self.weight.to(x.dtype)
+
+
+def turns(config: dict, start: int, end: int, device: torch.device) -> Tensor:
+    """The angles of the places from start to end: (T, D / 2), each pair of channels its own speed.
+
+    scaling (Llama 3.1): factor, low, high, context. What turns less than `low` times within the
+    context that a model was first trained on turns `factor` times slower, so that a longer one
+    holds no angle it has not seen; what turns more than `high` times stays; between, in between.
+    """
+    D = config["head_size"]
+    speeds = 1 / config["base"] ** (torch.arange(0, D, 2, device=device) / D)
+    if config["scaling"]:
+        factor, low, high, context = config["scaling"]
+        stays = ((context * speeds / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        speeds = speeds * stays + speeds / factor * (1 - stays)
+    return torch.arange(start, end, device=device)[:, None] * speeds
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -59,29 +80,29 @@ class Attention(nn.Module):
     def __init__(self, config: dict, layer: int) -> None:
         super().__init__()
         C, self.heads, self.layer = config["hidden_size"], config["heads"], layer
-        self.kv_heads, D = config["kv_heads"], C // self.heads
-        self.qk_norm = config["qk_norm"]
-        self.qkv = nn.Linear(C, (self.heads + 2 * self.kv_heads) * D, bias=False)
-        self.out = nn.Linear(C, C, bias=False)
+        self.kv_heads, D, biases = config["kv_heads"], config["head_size"], config["biases"]
+        self.qk_norm, self.eps = config["qk_norm"], config["eps"]
+        self.qkv = nn.Linear(C, (self.heads + 2 * self.kv_heads) * D, bias=biases)
+        self.out = nn.Linear(self.heads * D, C, bias=biases)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, cache: Cache | None, turn: tuple[Tensor, Tensor]
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
-        B, T, C = x.shape
-        D, shared = C // self.heads, self.heads // self.kv_heads  # queries to a key
-        qkv = self.qkv(x).view(B, T, -1, D).transpose(1, 2)
-        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)  # (B, H, T, D)
-        qk = rotate(scale(qk) if self.qk_norm else qk, turn)
+        B, T, _ = x.shape
+        H, shared = self.heads + self.kv_heads, self.heads // self.kv_heads  # queries to a key
+        qkv = self.qkv(x).view(B, T, H + self.kv_heads, -1).transpose(1, 2)
+        qk, v = qkv.split((H, self.kv_heads), dim=1)  # (B, H, T, D)
+        qk = rotate(scale(qk, self.eps) if self.qk_norm else qk, turn)
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D), fewer H
         if T == 1:  # the queries of a group stand where positions do, and share what they look at
-            q = q.reshape(B, self.kv_heads, shared, D)
+            q = q.reshape(B, self.kv_heads, shared, -1)
         elif shared > 1:
             k, v = (each.repeat_interleave(shared, dim=1) for each in (k, v))
-        mixed = attend(q, k, v, mask).reshape(B, self.heads, T, D)
-        return self.out(mixed.transpose(1, 2).reshape(B, T, C))
+        mixed = attend(q, k, v, mask).reshape(B, self.heads, T, -1)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -89,11 +110,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: dict) -> None:
         super().__init__()
-        C = config["hidden_size"]
-        inner = -(-8 * C // 3 // 32) * 32  # three matrices for two, of two thirds the width
-        self.gate = nn.Linear(C, inner, bias=False)
-        self.up = nn.Linear(C, inner, bias=False)
-        self.down = nn.Linear(inner, C, bias=False)
+        C, inner, biases = config["hidden_size"], config["inner"], config["biases"]
+        self.gate = nn.Linear(C, inner, bias=biases)
+        self.up = nn.Linear(C, inner, bias=biases)
+        self.down = nn.Linear(inner, C, bias=biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)"""
@@ -105,9 +125,9 @@ class Block(nn.Module):
 
     def __init__(self, config: dict, layer: int) -> None:
         super().__init__()
-        C = config["hidden_size"]
-        self.norm1, self.attention = RMSNorm(C), Attention(config, layer)
-        self.norm2, self.mlp = RMSNorm(C), MLP(config)
+        C, eps = config["hidden_size"], config["eps"]
+        self.norm1, self.attention = RMSNorm(C, eps), Attention(config, layer)
+        self.norm2, self.mlp = RMSNorm(C, eps), MLP(config)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, cache: Cache | None, drop, turn: tuple[Tensor, Tensor]
@@ -123,18 +143,22 @@ class Llama(nn.Module):
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
         heads: int = 4, context: int = 256, tied: bool = False, kv_heads: int = 0,
-        qk_norm: bool = True, copy: str = "none",
+        qk_norm: bool = True, copy: str = "none", inner: int = 0, head_size: int = 0,
+        biases: bool = False, eps: float = 1e-5, base: float = 10_000.0,
+        scaling: Sequence[float] = (),
     ) -> None:  # fmt: skip
         super().__init__()
+        inner = inner or -(-8 * hidden_size // 3 // 32) * 32  # three matrices for two: 2/3 as wide
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, tied=tied, kv_heads=kv_heads or heads,
-            qk_norm=qk_norm, copy=copy,
+            qk_norm=qk_norm, copy=copy, inner=inner, head_size=head_size or hidden_size // heads,
+            biases=biases, eps=eps, base=base, scaling=list(scaling),
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.blocks = nn.ModuleList([Block(self.config, layer) for layer in range(layers)])
-        self.norm = RMSNorm(hidden_size)
+        self.norm = RMSNorm(hidden_size, eps)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
         self.pointer = None if copy == "none" else Pointer(self.config)
@@ -147,6 +171,8 @@ class Llama(nn.Module):
             if weight.dim() > 1:
                 writes = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(weight, std=0.02 / (2 * len(self.blocks)) ** (0.5 * writes))
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
         if self.config["tied"]:  # what a token is when read and when written (Press & Wolf 2017)
             self.head.weight = self.embedding.weight
 
@@ -177,15 +203,13 @@ class Llama(nn.Module):
         """tokens (B, S + T), of which S are in the cache -> logits of the others (B, T, V)"""
         S, device = cache.length if cache else 0, tokens.device
         T = tokens.size(1) - S
-        D = self.config["hidden_size"] // self.config["heads"]
         x = self.embedding(tokens[:, S:])  # (B, T, C)
         if torch.is_autocast_enabled(device.type):  # half as many bytes to move
             x = x.to(torch.get_autocast_dtype(device.type))
         mask = None
         if T > 1:  # no peeking ahead
             mask = torch.full((T, S + T), -torch.inf, dtype=x.dtype, device=device).triu(S + 1)
-        speeds = 10_000.0 ** (-torch.arange(0, D, 2, device=device) / D)
-        angles = torch.arange(S, S + T, device=device)[:, None] * speeds
+        angles = turns(self.config, S, S + T, device)
         turn = angles.cos().to(x.dtype), angles.sin().to(x.dtype)  # each (T, D / 2)
         x = self.drop(x)
         for block in self.blocks:

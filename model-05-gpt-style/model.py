@@ -148,8 +148,8 @@ class Pointer(nn.Module):
         super().__init__()
         C, self.layer = config["hidden_size"], config["layers"]
         self.heads = config.get("kv_heads", config["heads"])  # only to fit into the cache
-        self.query = nn.Linear(C, C // config["heads"] * self.heads, bias=False)
-        self.key = nn.Linear(C, C // config["heads"] * self.heads, bias=False)
+        size = self.heads * config.get("head_size", C // config["heads"])
+        self.query, self.key = nn.Linear(C, size, bias=False), nn.Linear(C, size, bias=False)
         self.gate = nn.Linear(C, 1)
         # At first all scores are about 0: so it copies in one case of eight, if the text is long.
         nn.init.constant_(self.gate.bias, math.log(config["vocab_size"] / config["context"]) - 2)

@@ -9,13 +9,14 @@ token that came. Validation loss is always over the whole validation split.
 
 New since model 04: two architectures; Muon for the matrices; texts that need not fit into memory
 (data.py); batches in parts (--accumulate); an average of the weights; several processes, on one
-machine or many (parallel.py).
+machine or many (parallel.py); weights to start from, our own or published (pretrained.py).
 
 Shapes: B batch, T time (context), V vocabulary
 
     python train.py                                  # four minutes on a laptop
     python train.py --dataset my_novel.txt --preset tiny
     python train.py --resume checkpoints/last.pt     # go on, exactly where it stopped
+    python train.py --init-from gpt2                 # a published model learns your text
     torchrun --nproc-per-node 2 train.py             # in two processes
 """
 
@@ -46,6 +47,7 @@ from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
 from model import COPY
 from muon import Muon, Optimizers
 from ngram import NGram
+from pretrained import load_pretrained, shapes_of
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -97,7 +99,10 @@ KEPT = (  # by --resume
     "preset", "tokenizer", "vocab_size", "arch", *MODEL, "kv_heads", "optimizer", "batch_size",
     "weight_decay", "average", "seed", "dtype",
 )  # fmt: skip
-SETTINGS = (*KEPT, *LENGTHS, "accumulate", "lr", "save_every", "eval_every")  # in checkpoints
+SETTINGS = (  # in checkpoints; begin, ends: the tokens around a text of a published model
+    *KEPT, *LENGTHS, "accumulate", "lr", "save_every", "eval_every", "begin", "ends",
+)  # fmt: skip
+GENTLE = dict(optimizer="adamw", lr=0.0001)  # where weights have been trained already
 NGRAM_ORDER = 7
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
@@ -187,6 +192,7 @@ def parse_args() -> argparse.Namespace:
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
+    parser.text("--init-from", "start with weights of: a checkpoint, gpt2, ...", metavar="NAME")
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)
@@ -194,7 +200,10 @@ def parse_args() -> argparse.Namespace:
     parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     parser.choice("--parallel", "how processes of torchrun share the work", ["ddp", "fsdp"], "ddp")
+    parser.set_defaults(begin=None, ends=None)
     args = parser.parse()
+    if args.resume and args.init_from:
+        raise UserError("--resume goes on with a run and --init-from begins one: give one of them")
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
     return args
@@ -219,20 +228,68 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
 
 def check(args: argparse.Namespace, world: int) -> None:
     """Raises UserError for settings that do not go together."""
-    problems = []
-    if args.tokenizer == "char" and args.vocab_size:
+    problems, new = [], not args.resume and not args.init_from
+    if new and args.tokenizer == "char" and args.vocab_size:
         problems.append("--vocab-size: --tokenizer char has all characters: leave it out")
-    if args.hidden_size % (2 * args.heads):
+    if new and args.hidden_size % (2 * args.heads):
         problems.append(
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
-    if args.kv_heads and args.heads % args.kv_heads:
+    if new and args.kv_heads and args.heads % args.kv_heads:
         problems.append(f"--heads {args.heads}: give a multiple of --kv-heads {args.kv_heads}")
     if world > 1 and args.parallel == "fsdp" and (args.optimizer == "muon" or args.average):
         problems.append("--parallel fsdp: give --optimizer adamw and no --average, or use ddp")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def init_from(args: argparse.Namespace, device: str) -> tuple[Model, Tokenizer]:
+    """The model and tokenizer to start from; their sizes become the settings of this run.
+
+    Raises UserError where flags ask for others. A context may be shorter: what stands behind it
+    is not used then, and of GPT's places not kept.
+    """
+    path = generate.find(args.init_from)
+    own = path.is_file() or path.suffix == ".pt"
+    load = generate.load_checkpoint if own else load_pretrained
+    model, tokenizer, found = load(path if own else args.init_from, device)
+    config, problems = model.config, []
+    kind = tokenizer.state_dict()["type"]
+    fixed = {name: config[name] for name in ("hidden_size", "layers", "heads", "copy")}
+    fixed |= {"kv_heads": config.get("kv_heads", config["heads"]), "tokenizer": kind}
+    fixed |= {"arch": generate.kind_of(model).lower()}
+    fixed |= {"vocab_size": None if kind == "char" else tokenizer.vocab_size}
+    for name, value in fixed.items():
+        if getattr(args, name) not in (None, value):
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(f"{flag} {getattr(args, name)}: {args.init_from} has {value}")
+        setattr(args, name, value)
+    usual = PRESETS[args.preset or "small"]["context"]
+    if args.context is None:
+        args.context = config["context"] if own else min(config["context"], usual)
+    if args.context > config["context"]:
+        problems.append(f"--context {args.context}: {args.init_from} has {config['context']}")
+    if problems:
+        raise UserError(f"{'; '.join(problems)}: leave these flags out, or --init-from")
+    for name, value in GENTLE.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.dropout = config["dropout"] if args.dropout is None else args.dropout
+    args.begin, args.ends = generate.edges(found)
+    return shortened(model.float(), args.context, args.dropout), tokenizer
+
+
+def shortened(model: Model, context: int, dropout: float) -> Model:
+    """The same weights in a model of a shorter context, and with this dropout."""
+    sizes = {**model.config, "context": context, "dropout": dropout}
+    new, weights = shapes_of(type(model), sizes), model.state_dict()
+    if "places.weight" in weights:
+        weights["places.weight"] = weights["places.weight"][:context].clone()
+    new.load_state_dict(weights, assign=True)
+    if sizes["tied"]:
+        new.head.weight = new.embedding.weight
+    return new
 
 
 def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
@@ -274,6 +331,8 @@ def prepare(args: argparse.Namespace) -> Run:
         path = generate.find(args.resume)
         model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
         out = Path(args.out or path.parent)
+    elif args.init_from:
+        model, tokenizer = init_from(args, device)
     settle(args, checkpoint and checkpoint["settings"])
     check(args, world)
     source = find_text(args, checkpoint)
@@ -401,7 +460,7 @@ def evaluate(run: Run) -> float:
 def write_sample(run: Run, length: int = 80) -> str:
     """What the model writes now, from the start of a line, with dice of its own."""
     run.model.eval()
-    prompt = generate.opening(run.tokenizer)
+    prompt = generate.opening(run.tokenizer, run.args.begin or ())
     how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
     tokens = generate.generate(run.model, prompt, length, **how)
     text = run.tokenizer.decode(list(tokens)).strip("\n")

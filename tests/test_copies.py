@@ -51,6 +51,12 @@ MAY_DIFFER = {
         "until": "model 05 stops at strings",
         "add_sampling_flags": "model 05 has more of them",
         "add_dtype_flag": "model 05 is large enough that reading its weights is what takes time",
+        "load": "model 05 reads published models",
+        "edges": "published models have tokens around a text",
+        "before": "published models have tokens around a text",
+        "without": "a published tokenizer may hold bytes back, at the end of a prompt",
+        "encode_prompt": "published tokenizers have special tokens",
+        "add_model_flags": "model 05 reads published models",
     },
     "train.py": {
         "Run": "the type of the tokenizer and what a stage adds to a run",
@@ -81,6 +87,8 @@ MAY_DIFFER = {
         "save_checkpoint": "model 05 gathers what its processes have",
         "write_results": "of the processes of model 05 one writes",
         "compiled": "of the processes of model 05 each has a share",
+        "init_from": "model 05 starts from weights that are there",
+        "shortened": "model 05 starts from weights that are there",
         "share_of_peak": "model 05 says how well it uses a GPU",
     },
     "interactive.py": {

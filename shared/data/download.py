@@ -48,6 +48,7 @@ TIMEOUT = (5.0, 30.0)  # seconds to connect, seconds without a byte
 RETRIES = 4  # in a row without one new byte
 BACKOFF = 1.0  # seconds before the first retry; each next one waits twice as long
 LONGEST_WAIT = 60.0  # a server that asks for more (Retry-After) is given up
+HUB = ("hf://", "hf-model://")
 KNOCK = 4.0  # seconds to find a host, name look-up included
 
 
@@ -203,11 +204,16 @@ BUILT_IN = {"tales": "written by shared/data/tales.py", "python-stdlib": "this P
 
 
 class SourceError(Exception):
-    """A source that does not deliver. `retries`: how often it is worth asking again."""
+    """A source that does not deliver. `retries`: how often it is worth asking again.
 
-    def __init__(self, text: str, retries: int = 0, wait: float | None = None) -> None:
+    `status`: what the server answered, such as 404, where that is final.
+    """
+
+    def __init__(
+        self, text: str, retries: int = 0, wait: float | None = None, status: int = 0
+    ) -> None:
         super().__init__(text)
-        self.retries, self.wait = retries, wait
+        self.retries, self.wait, self.status = retries, wait, status
 
 
 def fetch(url: str, part: Path) -> str:
@@ -232,15 +238,20 @@ def fetch(url: str, part: Path) -> str:
 
 
 def address(url: str) -> str:
-    """hf://owner/name@revision/path -> its address on the hub, or on $HF_ENDPOINT."""
-    if not url.startswith("hf://"):
+    """hf://owner/name@revision/path -> its address on the hub, or on $HF_ENDPOINT.
+
+    hf-model:// is a model's repository, hf:// a dataset's.
+    """
+    if not url.startswith(HUB):
         return url.partition("#")[0]
-    repository, _, rest = url[len("hf://") :].partition("@")
+    kind, _, place = url.partition("://")
+    repository, _, rest = place.partition("@")
     revision, _, path = rest.partition("/")
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     if not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?(/.*)?", endpoint):
         raise SourceError(f"HF_ENDPOINT {endpoint!r} is not a web address")
-    return f"{endpoint}/datasets/{repository}/resolve/{revision}/{path}"
+    folder = "datasets/" if kind == "hf" else ""
+    return f"{endpoint}/{folder}{repository}/resolve/{revision}/{path}"
 
 
 def knock(url: str) -> None:
@@ -306,7 +317,7 @@ def transfer(url: str, part: Path) -> str:
                     part.unlink()
                     raise SourceError("the server sent another part than asked for", RETRIES)
                 receive(response, part, have)
-            return stated_sha256(response) if url.startswith("hf://") else ""
+            return stated_sha256(response) if url.startswith(HUB) else ""
     except requests.RequestException as error:
         raise explain(error, address(url)) from error
 
@@ -318,7 +329,7 @@ def check_status(response: requests.Response) -> None:
         return
     text = f"{host} answers {status} {response.reason or ''}".rstrip()
     if status not in (408, 425, 429) and status < 500:
-        raise SourceError(text)  # 404 and the like: asking again changes nothing
+        raise SourceError(text, status=status)  # 404 and the like: asking again changes nothing
     wait = retry_after(response.headers.get("Retry-After", ""))
     if wait is not None and wait > LONGEST_WAIT:
         raise SourceError(f"{text} and asks to wait {wait:.0f} s")
@@ -421,6 +432,12 @@ def state(file: File, folder: Path) -> str:
     if not path.is_file():
         return "missing"
     return "right" if file.sha256 in ("", sha256_of(path)) else "wrong"
+
+
+def check_online() -> None:
+    """Raise SourceError where the environment asks for no network."""
+    if (os.environ.get("HF_HUB_OFFLINE") or "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise SourceError("HF_HUB_OFFLINE is set")
 
 
 def obtain(file: File, folder: Path) -> None:
@@ -612,8 +629,7 @@ def ensure(
                     "right one (yours is kept), or give the path itself to train on it as it is"
                 )
             if found != "right":
-                if (os.environ.get("HF_HUB_OFFLINE") or "0").upper() in ("1", "ON", "YES", "TRUE"):
-                    raise SourceError("HF_HUB_OFFLINE is set")
+                check_online()
                 obtain(file, folder)
         except SourceError as problem:
             raise UserError(

@@ -1,16 +1,20 @@
-r"""Other people's tokenizer files: GPT-2's vocab.json and merges.txt, and tokenizer.json.
+r"""Other people's tokenizer files: GPT-2's vocab.json and merges.txt, tokenizer.json, and
+SentencePiece's tokenizer.model.
 
     vocab.json        {"!": 0, ..., "Ġ": 220, "Ġt": 256, "Ġa": 257, ..., "<|endoftext|>": 50256}
     merges.txt        #version: 0.2
                       Ġ t                   the merge of " " and "t", which makes token 256
                       Ġ a
     tokenizer.json    both of these, the pre-tokenization pattern, special tokens, how to decode
+    tokenizer.model   pieces and their scores, in Google's binary format (Llama 2)
 
 A tokenizer.json is the `tokenizers` library's and describes any kind. Two kinds are read here:
 byte-level BPE (GPT-2, Llama 3, SmolLM, ...) and SentencePiece-style BPE with byte fall-back
 (Llama 2, TinyLlama, Mistral, ...). Whatever else such a file asks for is refused, never passed
 over, because the ids would be wrong. What surrounds the ids of a text is not read: truncation,
 padding, and the template that puts <s> in front of them (add_special_tokens=True).
+
+Written as tokenizer.json is every kind but words, whose spaces depend on what stands before them.
 
 That library always takes special tokens in a text as such: its `encode(text)` is ours with
 allowed_special="all".
@@ -21,14 +25,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
 from shared import UserError
+from shared.utils.tokenizers.base import Tokenizer
 from shared.utils.tokenizers.bpe import BPETokenizer, check_special, merge_long
+from shared.utils.tokenizers.char import CharTokenizer
 from shared.utils.tokenizers.pretokenize import GPT2_PATTERN, compile_pattern
 from shared.utils.tokenizers.sentencepiece import SPACE, SentencePieceBPE
+from shared.utils.tokenizers.unigram import UnigramTokenizer
+from shared.utils.tokenizers.wordpiece import GOES_ON, MAX_WORD, UNKNOWN, WordPieceTokenizer
 
 
 def byte_symbols() -> list[str]:
@@ -471,28 +481,67 @@ def read_prefix(normalizer: dict | None, pre_tokenizer: dict | None, path: Path)
 # ---------------------------------------------------------------------------------------------
 
 
-def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes a tokenizer.json. Raises UserError for what the format cannot tell."""
+class InexpressibleError(UserError):
+    """No tokenizer.json can say what this tokenizer does."""
+
+
+def write_huggingface(tokenizer: Tokenizer, path: Path, begin: Sequence[int] = ()) -> None:
+    """Writes a tokenizer.json. begin: special tokens that the library is to put before a text.
+
+    Raises UserError for what the format cannot tell.
+    """
+    special: dict[str, int] = {}
+    if isinstance(tokenizer, BPETokenizer):
+        special, parts = tokenizer.special_tokens, written_bpe(tokenizer)
+    elif isinstance(tokenizer, CharTokenizer):
+        parts = written_characters(tokenizer)
+    elif isinstance(tokenizer, UnigramTokenizer):
+        parts = written_unigram(tokenizer)
+    elif isinstance(tokenizer, WordPieceTokenizer):
+        parts = written_wordpiece(tokenizer)
+    else:
+        raise InexpressibleError(
+            "where spaces stand between words depends on the words before, which tokenizer.json "
+            "cannot say: train with --tokenizer char, bpe, unigram or wordpiece"
+        )
+    added = [
+        {"id": index, "content": text, **ADDED_TOKEN, "special": True}
+        for text, index in sorted(special.items(), key=lambda item: item[1])
+    ]
+    head = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    if begin:
+        parts["post_processor"] = before_a_text([(text, i) for i in begin for text, j in
+                                                 special.items() if i == j])  # fmt: skip
+    write_json(path, {**head, "normalizer": None, "post_processor": None, **parts})
+
+
+def before_a_text(tokens: list[tuple[str, int]]) -> dict:
+    """The post-processor that puts these in front of a text, or of each of two."""
+    texts = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    first, second = (
+        [*({"SpecialToken": {"id": text, "type_id": number}} for text, _ in tokens), texts[number]]
+        for number in range(2)
+    )
+    listed = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in tokens}
+    template = {"single": first, "pair": first + second, "special_tokens": listed}
+    return {"type": "TemplateProcessing", **template}
+
+
+def written_bpe(tokenizer: BPETokenizer) -> dict:
+    """The parts of a tokenizer.json for both kinds of BPE."""
     sentencepiece = isinstance(tokenizer, SentencePieceBPE)
     if sentencepiece:
         prefix = tokenizer.prefix
         parts = {
             "normalizer": PREPEND if prefix == "prepend" else None,
             "pre_tokenizer": None if prefix == "prepend" else metaspace(prefix),
-            "post_processor": None,
             "decoder": sentencepiece_decoder(prefix),
         }
     else:
         parts = {
-            "normalizer": None,
             "pre_tokenizer": written_pre_tokenizer(tokenizer),
-            "post_processor": None,
             "decoder": {**BYTE_LEVEL, "use_regex": True},
         }
-    added = [
-        {"id": index, "content": text, **ADDED_TOKEN, "special": True}
-        for text, index in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    ]
     model = {
         "type": "BPE",
         "dropout": None,
@@ -505,8 +554,61 @@ def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
         "vocab": written_vocabulary(tokenizer),
         "merges": written_merges(tokenizer),
     }
-    head = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
-    write_json(path, {**head, **parts, "model": model})
+    return {**parts, "model": model}
+
+
+def isolated(pattern: str) -> dict:
+    """The pre-tokenizer that cuts out what a pattern finds."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}}
+    return {**split, "behavior": "Isolated", "invert": False}
+
+
+def written_characters(tokenizer: CharTokenizer) -> dict:
+    """Characters: words of one letter. An unknown one is an error there as well."""
+    vocab = {token: index for index, token in enumerate(tokenizer.tokens)}
+    return {
+        "pre_tokenizer": isolated(r"[\s\S]"),
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<no such character>"},
+    }
+
+
+def written_unigram(tokenizer: UnigramTokenizer) -> dict:
+    """Only the text "<0x41>" itself has other ids there: that of a byte token."""
+    vocab = [list(pair) for pair in zip(tokenizer.tokens, tokenizer.log_probs, strict=True)]
+    fallback = bool(tokenizer.byte_ids)
+    unk_id = tokenizer.unk_id  # the library wants one even where bytes stand in
+    unk_id = tokenizer.byte_ids[0] if unk_id is None and fallback else unk_id
+    steps = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    return {
+        "pre_tokenizer": isolated(GPT2_PATTERN),
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "model": {"type": "Unigram", "unk_id": unk_id, "vocab": vocab, "byte_fallback": fallback},
+    }
+
+
+def written_wordpiece(tokenizer: WordPieceTokenizer) -> dict:
+    basic, vocab = tokenizer.basic, {token: i for i, token in enumerate(tokenizer.tokens)}
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": basic.clean_text,
+        "handle_chinese_chars": basic.handle_chinese_chars,
+        "strip_accents": basic.strip_accents,
+        "lowercase": basic.lowercase,
+    }
+    model = {
+        "type": "WordPiece",
+        "unk_token": UNKNOWN,
+        "continuing_subword_prefix": GOES_ON,
+        "max_input_chars_per_word": MAX_WORD,
+        "vocab": vocab,
+    }
+    return {
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": GOES_ON, "cleanup": True},
+        "model": model,
+    }
 
 
 def written_pre_tokenizer(tokenizer: BPETokenizer) -> dict:
@@ -517,16 +619,87 @@ def written_pre_tokenizer(tokenizer: BPETokenizer) -> dict:
         patterns.append(last)
     if patterns and tokenizer.prefix_space:
         raise UserError("tokenizer.json cannot hold prefix_space with these patterns: leave it out")
-    steps = [
-        DIGITS
-        if pattern == r"\p{N}"
-        else {
-            "type": "Split",
-            "pattern": {"Regex": pattern},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        for pattern in patterns
-    ]
+    steps = [DIGITS if pattern == r"\p{N}" else isolated(pattern) for pattern in patterns]
     steps.append({**BYTE_LEVEL, "add_prefix_space": tokenizer.prefix_space, "use_regex": use_regex})
     return {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# tokenizer.model
+# ---------------------------------------------------------------------------------------------
+
+NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
+    """The fields of a message of Google's protocol buffers: number, value.
+
+    >>> list(fields(bytes([8, 150, 1, 18, 2, 104, 105])))
+    [(1, 150), (2, b'hi')]
+    """
+
+    def varint() -> int:  # seven bits a byte, the lowest first; the eighth: there is more
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (data[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 128:
+                return value
+
+    at = 0
+    while at < len(data):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        value = data[at : at + size]
+        if len(value) < size:
+            raise ValueError
+        at += size
+        yield number, struct.unpack("<f", value)[0] if kind == 5 else value
+
+
+def read_sentencepiece(path: Path) -> dict:
+    """SentencePiece's tokenizer.model -> arguments of SentencePieceBPE.
+
+    Raises UserError for a missing or damaged file, and for what is not supported: only BPE with
+    bytes, on the text as it is, as Llama 2's. No merges are stored: any two pieces that make a
+    third are one, and the third's score says when.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its name") from None
+    try:
+        pieces, trainer, normalizer = [], {}, {}
+        for number, value in fields(data):
+            if number == 1:
+                piece = {2: 0.0, 3: NORMAL, **dict(fields(value))}
+                pieces.append((piece[1].decode(), piece[2], piece[3]))
+            elif number in (2, 3):
+                (trainer if number == 2 else normalizer).update(fields(value))
+        vocab = {text: index for index, (text, _, _) in enumerate(pieces)}
+        if len(vocab) != len(pieces) or not pieces:
+            raise ValueError
+    except (LookupError, ValueError, TypeError, AttributeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged or no tokenizer.model: take a whole file") from None
+    if trainer.get(3) != 2 or not trainer.get(35) or normalizer.get(2) or normalizer.get(4, 1):
+        raise UserError(
+            f"{path}: only BPE with byte fall-back on unchanged text is supported: take another"
+        )
+    merges = []
+    for text, score, kind in pieces:
+        if kind == NORMAL:
+            cuts = ((text[:at], text[at:]) for at in range(1, len(text)))
+            pairs = [(vocab[a], vocab[b]) for a, b in cuts if a in vocab and b in vocab]
+            merges += [(-score, pair) for pair in sorted(pairs)]
+    merges.sort(key=lambda merge: merge[0])
+    special = (UNKNOWN_PIECE, CONTROL, USER_DEFINED)
+    return {
+        "tokens": list(vocab),
+        "merges": [pair for _, pair in merges],
+        "special_tokens": {text: vocab[text] for text, _, kind in pieces if kind in special},
+        "prefix": "prepend" if normalizer.get(3, 1) else "never",
+    }

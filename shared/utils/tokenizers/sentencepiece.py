@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import NoReturn
 
 from shared import UserError
@@ -82,6 +83,13 @@ class SentencePieceBPE(BPETokenizer):
     def train(cls, *_: object, **__: object) -> NoReturn:
         """Such tokenizers are only loaded here."""
         raise UserError("SentencePieceBPE cannot be trained: load a file, or train a BPETokenizer")
+
+    @staticmethod
+    def from_sentencepiece(tokenizer_model: str | Path) -> SentencePieceBPE:
+        """The tokenizer in a tokenizer.model: the same ids as SentencePiece's."""
+        from shared.utils.tokenizers.formats import read_sentencepiece
+
+        return SentencePieceBPE(**read_sentencepiece(Path(tokenizer_model)))
 
     def encode_ordinary(self, text: str, first: bool = True) -> list[int]:
         """The ids of a text without special tokens. first: no special token is before it."""
