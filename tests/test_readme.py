@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,21 +49,6 @@ def commands(readme: str) -> list[str]:
 
 
 CASES = [(readme, command) for readme in READMES for command in dict.fromkeys(commands(readme))]
-
-
-@pytest.fixture(scope="session")
-def house(tmp_path_factory, trained_of, text_file) -> Path:
-    """A copy of the checkout with a tiny trained model in each folder and a novel to read."""
-    house = tmp_path_factory.mktemp("readme") / "house"
-    unwanted = shutil.ignore_patterns(
-        "cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*"
-    )
-    shutil.copytree(ROOT, house, ignore=unwanted)
-    for model in MODELS:
-        shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
-    for folder in [house, *(house / model.folder for model in MODELS)]:
-        shutil.copy(text_file, folder / "my_novel.txt")
-    return house
 
 
 def without(arguments: list[str], *flags: str) -> list[str]:
