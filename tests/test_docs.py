@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import MODELS, ROOT, modules, run_script
 from test_readme import READMES, commands, quick
 
@@ -212,7 +213,10 @@ def test_worked_examples_give_the_numbers_printed_below_them(name, monkeypatch):
     case = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     report = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    runner.run(case, out=report.write)
+    try:
+        runner.run(case, out=report.write)
+    finally:
+        torch.set_printoptions(profile="default")
     assert runner.failures == 0, report.getvalue()
 
 
