@@ -308,5 +308,5 @@ def test_files_that_a_diff_compares_exist(name):
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_flags_that_a_document_mentions_exist(name):
-    of_others = {"--index-url", "--install"}  # of pip, of xcode-select
+    of_others = {"--index-url", "--install", "--version"}  # of pip, xcode-select, python
     assert unknown_flags(name) - of_others - {"--hiden-size"} == set()  # a slip, on purpose
