@@ -18,6 +18,7 @@ import torch
 from generate import (
     Arguments,
     add_device_flag,
+    add_dtype_flag,
     add_sampling_flags,
     command,
     find,
@@ -25,6 +26,7 @@ from generate import (
     load_checkpoint,
     opening,
     pick_device,
+    pick_dtype,
     remember,
     show,
 )
@@ -94,8 +96,11 @@ def main() -> None:
     parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
     add_sampling_flags(parser, length=300)
     add_device_flag(parser)
+    add_dtype_flag(parser)
     args = parser.parse()
-    model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
+    device = pick_device(args.device)
+    model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), device)
+    model.to(pick_dtype(args.dtype, device))
     names = ("length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     first = {key: getattr(args, key) for key in names}
     options, turns = dict(first), [[]]

@@ -50,6 +50,7 @@ MAY_DIFFER = {
         "show": "model 05 stops at strings",
         "until": "model 05 stops at strings",
         "add_sampling_flags": "model 05 has more of them",
+        "add_dtype_flag": "model 05 is large enough that reading its weights is what takes time",
     },
     "train.py": {
         "Run": "the type of the tokenizer and what a stage adds to a run",
