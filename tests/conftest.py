@@ -250,6 +250,21 @@ def trained_of(
     return train
 
 
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory, trained_of: Callable, text_file: Path) -> Path:
+    """A copy of the checkout with a tiny trained model in each folder and a novel to read."""
+    house = tmp_path_factory.mktemp("readme") / "house"
+    unwanted = shutil.ignore_patterns(
+        "cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*"
+    )
+    shutil.copytree(ROOT, house, ignore=unwanted)
+    for model in MODELS:
+        shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
+    for folder in [house, *(house / model.folder for model in MODELS)]:
+        shutil.copy(text_file, folder / "my_novel.txt")
+    return house
+
+
 @pytest.fixture
 def trained(spec: Spec, trained_of: Callable) -> Trained:
     return trained_of(spec)

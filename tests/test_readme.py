@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,28 +42,13 @@ def commands(readme: str) -> list[str]:
     for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
         if mark := re.match(r" *```(\w*)", line):
             fence = mark[1] if fence is None else None
-        elif fence == "bash" or (fence is None and line.startswith("    python ")):
+        elif fence == "bash" or (fence is None and re.match(" {4,}python ", line)):
             command = re.sub(r"(^|\s)#.*", "", line).strip()
             found += [part.strip() for part in command.split(" && ") if part.strip()]
     return found
 
 
 CASES = [(readme, command) for readme in READMES for command in dict.fromkeys(commands(readme))]
-
-
-@pytest.fixture(scope="session")
-def house(tmp_path_factory, trained_of, text_file) -> Path:
-    """A copy of the checkout with a tiny trained model in each folder and a novel to read."""
-    house = tmp_path_factory.mktemp("readme") / "house"
-    unwanted = shutil.ignore_patterns(
-        "cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*"
-    )
-    shutil.copytree(ROOT, house, ignore=unwanted)
-    for model in MODELS:
-        shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
-    for folder in [house, *(house / model.folder for model in MODELS)]:
-        shutil.copy(text_file, folder / "my_novel.txt")
-    return house
 
 
 def without(arguments: list[str], *flags: str) -> list[str]:
@@ -211,18 +195,21 @@ def test_help_shows_the_defaults_of_the_small_preset(model, monkeypatch, capsys)
             assert f"({value if isinstance(value, str) else f'{value:g}'})" in line[0]
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_flags_that_a_readme_mentions_exist(readme, monkeypatch, capsys):
-    """Of any script: a flag that was renamed is found here."""
+def unknown_flags(document: str) -> set[str]:
+    """Flags that a document mentions and no script has: one that was renamed is found here."""
     known = {"--no-sync", "--cell", "--help"}  # of uv, and one that an exercise asks for
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # of torchrun
     folders = ("model-*", "shared/*", "tests/benchmarks")
     scripts = [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     for path in scripts:
         known |= set(re.findall(r"--[a-z][\w-]*", path.read_text(encoding="utf-8")))
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
-    assert mentioned - known == set()
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_flags_that_a_readme_mentions_exist(readme):
+    assert unknown_flags(readme) == set()
 
 
 @pytest.mark.parametrize("readme", READMES)
