@@ -18,6 +18,7 @@ import torch
 from generate import (
     Arguments,
     add_device_flag,
+    add_quantize_flag,
     add_sampling_flags,
     command,
     find,
@@ -28,6 +29,7 @@ from generate import (
     remember,
     show,
 )
+from quantize import quantize
 
 from shared import UserError
 
@@ -94,8 +96,11 @@ def main() -> None:
     parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
     add_sampling_flags(parser, length=300)
     add_device_flag(parser)
+    add_quantize_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
+    if args.quantize:
+        quantize(model, args.quantize)
     names = ("length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     first = {key: getattr(args, key) for key in names}
     options, turns = dict(first), [[]]

@@ -50,6 +50,8 @@ MAY_DIFFER = {
         "show": "model 05 stops at strings",
         "until": "model 05 stops at strings",
         "add_sampling_flags": "model 05 has more of them",
+        "read_checkpoint": "model 05 has several kinds of checkpoints",
+        "add_quantize_flag": "model 05 can be quantized",
     },
     "train.py": {
         "Run": "the type of the tokenizer and what a stage adds to a run",
@@ -80,6 +82,7 @@ MAY_DIFFER = {
         "save_checkpoint": "model 05 gathers what its processes have",
         "write_results": "of the processes of model 05 one writes",
         "compiled": "of the processes of model 05 each has a share",
+        "write_checkpoint": "model 05 has several kinds of checkpoints",
         "share_of_peak": "model 05 says how well it uses a GPU",
     },
     "interactive.py": {
