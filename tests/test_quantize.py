@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -191,6 +192,7 @@ def test_one_command_makes_the_table(mods, trained_of, run_main, text_file, monk
     monkeypatch.setattr(mods.quantize, "tokens_per_second", lambda *_: 1.0)
     flags = ["--checkpoint", trained_of(SPEC).best, "--dataset", text_file]
     monkeypatch.setattr(mods.quantize, "command", mods.generate.command, raising=False)
+    monkeypatch.setitem(sys.modules, "generate", mods.generate)
     result = run_main(mods.quantize, flags)
     assert result.status == 0, result
     header, *rows = result.out.splitlines()
@@ -214,6 +216,7 @@ def test_the_loss_of_the_table_is_the_cross_entropy(mods):
 
 def test_errors_of_the_table_are_one_line(mods, run_main, tmp_path, trained_of, monkeypatch):
     monkeypatch.setattr(mods.quantize, "command", mods.generate.command, raising=False)
+    monkeypatch.setitem(sys.modules, "generate", mods.generate)
     result = run_main(mods.quantize, ["--checkpoint", tmp_path / "no.pt"])
     assert_one_line_error(result, "no.pt")
     flags = ["--checkpoint", trained_of(SPEC).best, "--dataset", tmp_path / "no.txt"]
