@@ -252,7 +252,7 @@ def generate(
 
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
-    return "transformer" + " (smeared keys)" * (config["keys"] == "smeared")
+    return "transformer" + " + pointer" * (config["copy"] == "pointer")
 
 
 def show_fill(model: Model, tokenizer: Tokenizer, text: str) -> None:

@@ -15,8 +15,8 @@ several heads; layer norm; positions, which a recurrence had for nothing.
 
 Sources: Vaswani et al. 2017 (the transformer), Ba et al. 2016 (layer norm), Xiong et al. 2020
 (norm before the part instead of after), Hendrycks & Gimpel 2016 (GELU), Shazeer 2020 (SwiGLU),
-Su et al. 2021 (RoPE), Press et al. 2022 (ALiBi), Devlin et al. 2019 (masked), Olsson et al. 2022
-(smeared keys)
+Su et al. 2021 (RoPE), Press et al. 2022 (ALiBi), Devlin et al. 2019 (masked), Merity et al. 2017
+(copying)
 
 Shapes: B batch, T time, S tokens of the state, C channels, H heads, D = C / H head size,
         V vocabulary
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 POSITIONS = ("none", "sinusoidal", "learned", "rope", "alibi")
-KEYS = ("own", "smeared")
+COPY = ("none", "pointer")
 PARTS = ("none", "attention", "mlp", "residual", "norm", "positions")  # that can be left out
 
 
@@ -90,16 +90,6 @@ def alibi(length: int, heads: int) -> Tensor:
     return -slopes[:, None, None] * (t[:, None] - t).abs()
 
 
-def smeared(keys: Tensor, share: Tensor) -> Tensor:
-    """Each key mixed with the one before it: keys (B, H, T, D), share (H, 1, 1) of its own
-
-    So a token can be found by what stands before it, "Clover" by "slept", in one layer (Olsson et
-    al. 2022). With keys of their own two layers must first learn to work together for that.
-    """
-    before = torch.cat((keys[:, :, :1], keys[:, :, :-1]), dim=2)
-    return share * keys + (1 - share) * before
-
-
 # -------------------------------------------------------------------------------------- blocks
 
 
@@ -120,21 +110,17 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Each position asks (query), all offer (key), and what they say (value) is mixed."""
 
-    def __init__(self, size: int, heads: int, keys: str) -> None:
+    def __init__(self, size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(size, 3 * size)
         self.out = nn.Linear(size, size)
-        if keys == "smeared":
-            self.smear = nn.Parameter(torch.linspace(-3, 3, heads)[:, None, None])
 
     def forward(self, x: Tensor, bias: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, C) -> (B, T, C), weights (B, H, T, T)"""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D): one sentence to each head
-        if hasattr(self, "smear"):
-            k = smeared(k, self.smear.sigmoid().to(k.dtype))
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         mixed, weights = attend(q, k, v, bias)
@@ -164,15 +150,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then an mlp; each reads the stream x and adds to it."""
 
-    def __init__(
-        self, size: int, heads: int, norm: str, activation: str, ablate: str, keys: str
-    ) -> None:
+    def __init__(self, size: int, heads: int, norm: str, activation: str, ablate: str) -> None:
         super().__init__()
         self.norm, self.residual = norm, ablate != "residual"
         make_norm = nn.Identity if ablate == "norm" else LayerNorm
         self.attention = self.mlp = None
         if ablate != "attention":
-            self.attention, self.norm1 = Attention(size, heads, keys), make_norm(size)
+            self.attention, self.norm1 = Attention(size, heads), make_norm(size)
         if ablate != "mlp":
             self.mlp, self.norm2 = MLP(size, activation), make_norm(size)
 
@@ -192,6 +176,50 @@ class Block(nn.Module):
         return norm(x + part(x)) if self.residual else norm(part(x))
 
 
+class Pointer(nn.Module):
+    """Words of the text so far may be said again: those that followed outputs like this one.
+
+    The look back of model 03, over a transformer's outputs: a word's key is the output before it,
+    so that the question is "when did I expect what I expect now?" (Grave et al. 2017).
+    """
+
+    def __init__(self, size: int, vocab_size: int, context: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(size, size, bias=False)
+        self.key = nn.Linear(size, size, bias=False)
+        self.gate = nn.Linear(size, 1)
+        # At first all scores are about 0: so it copies in one case of eight, if the text is long.
+        nn.init.constant_(self.gate.bias, math.log(vocab_size / context) - 2)
+
+    def forward(self, logits: Tensor, outputs: Tensor, words: Tensor) -> Tensor:
+        """logits (B, T, V), outputs (B, S, C) and words (B, S), the T last of them -> (B, T, V)"""
+        T, S = logits.size(1), words.size(1)
+        now = outputs[:, S - T :]
+        scores = self.query(now) @ self.key(outputs).transpose(1, 2) / outputs.size(-1) ** 0.5
+        scores = F.pad(scores[..., :-1].float(), (1, 0))  # (B, T, S): the first word has no key
+        ahead = torch.ones(T, S, device=words.device).triu(S - T + 1).bool()
+        return self.copy(logits.float(), now, scores.masked_fill(ahead, -torch.inf), words)
+
+    def copy(self, logits: Tensor, outputs: Tensor, scores: Tensor, words: Tensor) -> Tensor:
+        """Let words be copied: logits (B, T, V), scores (B, T, S), words (B, S) -> logits
+
+        One softmax over the vocabulary and the past (Merity et al. 2017): exp(logit) of a word
+        grows by the sum of exp(gate + score) over all entries with that word. How wide the gate
+        is, the output says.
+        """
+        ordered, places = words.sort(dim=1, stable=True)  # equal words side by side: one slot
+        new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+        slot = new.cumsum(dim=1)[:, None].expand_as(scores)
+        top = scores.detach().amax(dim=2, keepdim=True)  # taken off, so that exp cannot overflow
+        weights = (scores - top).exp().gather(2, places[:, None].expand_as(scores))
+        weights = torch.zeros_like(weights).scatter_add(2, slot, weights)  # (B, T, slots)
+        index = torch.zeros_like(slot).scatter(2, slot, ordered[:, None].expand_as(slot))
+        copied = self.gate(outputs).float() + top + weights.clamp(min=1e-30).log()
+        copied = copied.masked_fill(weights == 0, -torch.inf)  # a slot not used, or not seen yet
+        gain = F.softplus(copied - logits.gather(2, index))  # log(e^logit + e^copied) - logit
+        return logits.scatter_add(2, index, gain)
+
+
 class MiniTransformer(nn.Module):
     """Embeddings and positions, a stack of blocks, a read-out."""
 
@@ -199,13 +227,13 @@ class MiniTransformer(nn.Module):
         self, vocab_size: int, hidden_size: int = 256, layers: int = 4, dropout: float = 0.0,
         heads: int = 4, context: int = 128, positions: str = "rope", norm: str = "pre",
         activation: str = "gelu", objective: str = "causal", ablate: str = "none",
-        keys: str = "own",
+        copy: str = "none",
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, positions=positions, norm=norm, activation=activation,
-            objective=objective, ablate=ablate, keys=keys,
+            objective=objective, ablate=ablate, copy=copy,
         )  # fmt: skip
         self.context = context  # tokens read at once, at most; may be changed later
         self.positions = "none" if ablate == "positions" else positions
@@ -215,12 +243,13 @@ class MiniTransformer(nn.Module):
         if self.positions == "learned":
             self.places = nn.Embedding(context, hidden_size)
         self.blocks = nn.ModuleList(
-            [Block(hidden_size, heads, norm, activation, ablate, keys) for _ in range(layers)]
+            [Block(hidden_size, heads, norm, activation, ablate) for _ in range(layers)]
         )
         final = norm == "pre" and ablate != "norm"
         self.norm = LayerNorm(hidden_size) if final else nn.Identity()
         # A read-out of its own: x still holds the token read, and would call for it again.
         self.head = nn.Linear(hidden_size, vocab_size)
+        self.pointer = None if copy == "none" else Pointer(hidden_size, vocab_size, context)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T), state (B, S) or None -> logits (B, T, V), state
@@ -254,7 +283,9 @@ class MiniTransformer(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, bias, turn, self.drop)
-        return self.head(self.norm(x[:, T - last :]))
+        x = self.norm(x)
+        logits = self.head(x[:, T - last :])
+        return logits if self.pointer is None else self.pointer(logits, x, tokens)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> vectors (B, T, C), which know their place if positions are added"""

@@ -36,7 +36,7 @@ import generate
 import numpy as np
 import torch
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
-from model import KEYS, PARTS, POSITIONS
+from model import COPY, PARTS, POSITIONS
 from ngram import NGram
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,17 +59,17 @@ DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     "tiny": dict(
         tokenizer="char", hidden_size=64, layers=2, dropout=0.0, heads=4, positions="rope",
-        norm="post", activation="gelu", objective="causal", ablate="none", keys="own",
+        norm="post", activation="gelu", objective="causal", ablate="none", copy="none",
         batch_size=16, context=64, lr=0.006, weight_decay=0.1, steps=800,
     ),
     "small": dict(
         tokenizer="char", hidden_size=256, layers=4, dropout=0.1, heads=4, positions="rope",
-        norm="post", activation="gelu", objective="causal", ablate="none", keys="own",
+        norm="post", activation="gelu", objective="causal", ablate="none", copy="none",
         batch_size=16, context=128, lr=0.003, weight_decay=0.1, minutes=3.0,
     ),
     "full": dict(
         tokenizer="char", hidden_size=384, layers=6, dropout=0.2, heads=6, positions="rope",
-        norm="pre", activation="gelu", objective="causal", ablate="none", keys="own",
+        norm="pre", activation="gelu", objective="causal", ablate="none", copy="none",
         batch_size=64, context=256, lr=0.001, weight_decay=0.1, epochs=20.0,
     ),
 }  # fmt: skip
@@ -83,7 +83,7 @@ TOKENIZERS = {
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = (
     "hidden_size", "layers", "dropout", "heads", "context", "positions", "norm", "activation",
-    "objective", "ablate", "keys",
+    "objective", "ablate", "copy",
 )  # fmt: skip
 KEPT = (  # by --resume
     "preset", "tokenizer", "vocab_size", *MODEL, "batch_size", "weight_decay", "seed", "dtype",
@@ -153,7 +153,7 @@ def parse_args() -> argparse.Namespace:
     parser.choice("--activation", "of the mlp", ["relu", "gelu", "swiglu"])
     parser.choice("--objective", "guess what comes, or what is hidden", ["causal", "masked"])
     parser.choice("--ablate", "what to leave out, to see what it was for", list(PARTS))
-    parser.choice("--keys", "what attention compares, mixed with the one before or not", list(KEYS))
+    parser.choice("--copy", "whether words of the text so far may be pointed at", list(COPY))
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)
@@ -205,6 +205,8 @@ def check(args: argparse.Namespace) -> None:
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
+    if args.copy != "none" and args.objective == "masked":
+        problems.append("--copy pointer: --objective masked has no next word: leave one out")
     if problems:
         raise UserError("; ".join(problems))
 

@@ -18,6 +18,7 @@ import torch
 from generate import (
     Arguments,
     add_device_flag,
+    add_dtype_flag,
     add_quantize_flag,
     add_sampling_flags,
     command,
@@ -26,6 +27,7 @@ from generate import (
     load_checkpoint,
     opening,
     pick_device,
+    pick_dtype,
     remember,
     show,
 )
@@ -97,8 +99,11 @@ def main() -> None:
     add_sampling_flags(parser, length=300)
     add_device_flag(parser)
     add_quantize_flag(parser)
+    add_dtype_flag(parser)
     args = parser.parse()
-    model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
+    device = pick_device(args.device)
+    model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), device)
+    model.to(pick_dtype(args.dtype, device))
     if args.quantize:
         quantize(model, args.quantize)
     names = ("length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

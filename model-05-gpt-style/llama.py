@@ -20,7 +20,7 @@ Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads
 from __future__ import annotations
 
 import torch
-from model import Cache, State, attend
+from model import Cache, Pointer, State, attend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,13 +123,13 @@ class Llama(nn.Module):
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
         heads: int = 4, context: int = 256, tied: bool = False, kv_heads: int = 0,
-        qk_norm: bool = True,
+        qk_norm: bool = True, copy: str = "none",
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, tied=tied, kv_heads=kv_heads or heads,
-            qk_norm=qk_norm,
+            qk_norm=qk_norm, copy=copy,
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)
@@ -137,6 +137,8 @@ class Llama(nn.Module):
         self.norm = RMSNorm(hidden_size)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
+        self.pointer = None if copy == "none" else Pointer(self.config)
+        self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
     def start(self) -> None:
         """Weights before training: small, and so small where a block writes to the stream that
@@ -157,27 +159,26 @@ class Llama(nn.Module):
         """
         if self.training and state is None:
             return self.read(tokens, None), None
-        past, cache = state or State(tokens[:, :0], Cache(len(self.blocks), self.context))
+        past, cache = state or State(tokens[:, :0], Cache(self.kept, self.context))
         if cache.length != past.size(1):  # somebody went on from the same state before
             cache = cache.branch(past.size(1))
         logits = []
         while tokens.size(1):
-            again = past[:, :0]
+            again = 0
             if past.size(1) == self.context:
-                past, again = again, past[:, self.context - self.context // 2 :]
-                cache = Cache(len(self.blocks), self.context)
-            room = self.context - past.size(1) - again.size(1)
-            read = torch.cat((again, tokens[:, :room]), dim=1)
-            tokens = tokens[:, room:]
-            logits.append(self.read(read, cache)[:, again.size(1) :])
-            past = torch.cat((past, read), dim=1)
+                again = self.context // 2
+                past, cache = past[:, self.context - again :], Cache(self.kept, self.context)
+            room = self.context - past.size(1)
+            past, tokens = torch.cat((past, tokens[:, :room]), dim=1), tokens[:, room:]
+            logits.append(self.read(past, cache)[:, again:])
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1), State(past, cache)
 
     def read(self, tokens: Tensor, cache: Cache | None) -> Tensor:
-        """tokens (B, T) that follow what is in the cache -> logits (B, T, V)"""
-        T, S, device = tokens.size(1), cache.length if cache else 0, tokens.device
+        """tokens (B, S + T), of which S are in the cache -> logits of the others (B, T, V)"""
+        S, device = cache.length if cache else 0, tokens.device
+        T = tokens.size(1) - S
         D = self.config["hidden_size"] // self.config["heads"]
-        x = self.embedding(tokens)  # (B, T, C)
+        x = self.embedding(tokens[:, S:])  # (B, T, C)
         if torch.is_autocast_enabled(device.type):  # half as many bytes to move
             x = x.to(torch.get_autocast_dtype(device.type))
         mask = None
@@ -189,9 +190,13 @@ class Llama(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, mask, cache, self.drop, turn)
+        x = self.norm(x)
+        logits = self.head(x)
+        if self.pointer is not None:
+            logits = self.pointer(logits, x, tokens, mask, cache)
         if cache is not None:
             cache.length += T
-        return self.head(self.norm(x))
+        return logits
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout with one mask for a whole sequence (Gal & Ghahramani 2016): x (B, T, C).

@@ -14,7 +14,8 @@ depend on what comes after, so it is computed once and kept: the next token cost
 not all. And the details of GPT-2: one matrix to read tokens in and out, a start in which every
 block adds nothing.
 
-Sources: Radford et al. 2019 (GPT-2), Press & Wolf 2017 (one matrix), Shazeer 2019 (the cache)
+Sources: Radford et al. 2019 (GPT-2), Press & Wolf 2017 (one matrix), Shazeer 2019 (the cache),
+Merity et al. 2017 (copying)
 
 Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads, D = C / H head
         size, L layers, V vocabulary
@@ -26,11 +27,14 @@ Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+COPY = ("none", "pointer")
 
 
 class Cache:
@@ -132,17 +136,70 @@ class Block(nn.Module):
         return x + drop(self.mlp(self.norm2(x)))
 
 
+class Pointer(nn.Module):
+    """Words of the text so far may be said again: those that followed outputs like this one.
+
+    The look back of model 03, over a transformer's outputs: a word's key is the output before it,
+    so that the question is "when did I expect what I expect now?" (Grave et al. 2017). The keys
+    lie in the cache, behind those of the last layer.
+    """
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        C, self.layer = config["hidden_size"], config["layers"]
+        self.heads = config.get("kv_heads", config["heads"])  # only to fit into the cache
+        self.query = nn.Linear(C, C // config["heads"] * self.heads, bias=False)
+        self.key = nn.Linear(C, C // config["heads"] * self.heads, bias=False)
+        self.gate = nn.Linear(C, 1)
+        # At first all scores are about 0: so it copies in one case of eight, if the text is long.
+        nn.init.constant_(self.gate.bias, math.log(config["vocab_size"] / config["context"]) - 2)
+
+    def forward(
+        self, logits: Tensor, outputs: Tensor, words: Tensor, mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:  # fmt: skip
+        """logits (B, T, V), outputs (B, T, C), words (B, S), the last T theirs -> (B, T, V)"""
+        q, k = self.query(outputs), self.key(outputs)
+        q, k = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k))
+        if cache is not None:
+            k, _ = cache.append(self.layer, k, k)  # (B, H, S, D)
+        scores = (q / (q.size(1) * q.size(3)) ** 0.5) @ k.transpose(2, 3)
+        scores = F.pad(scores.sum(dim=1).float()[..., :-1], (1, 0))  # the first word has no key
+        if mask is not None:
+            scores = scores + mask
+        return self.copy(logits.float(), outputs, scores, words)
+
+    def copy(self, logits: Tensor, outputs: Tensor, scores: Tensor, words: Tensor) -> Tensor:
+        """Let words be copied: logits (B, T, V), scores (B, T, S), words (B, S) -> logits
+
+        One softmax over the vocabulary and the past (Merity et al. 2017): exp(logit) of a word
+        grows by the sum of exp(gate + score) over all entries with that word. How wide the gate
+        is, the output says.
+        """
+        ordered, places = words.sort(dim=1, stable=True)  # equal words side by side: one slot
+        new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+        slot = new.cumsum(dim=1)[:, None].expand_as(scores)
+        top = scores.detach().amax(dim=2, keepdim=True)  # taken off, so that exp cannot overflow
+        weights = (scores - top).exp().gather(2, places[:, None].expand_as(scores))
+        weights = torch.zeros_like(weights).scatter_add(2, slot, weights)  # (B, T, slots)
+        index = torch.zeros_like(slot).scatter(2, slot, ordered[:, None].expand_as(slot))
+        copied = self.gate(outputs).float() + top + weights.clamp(min=1e-30).log()
+        copied = copied.masked_fill(weights == 0, -torch.inf)  # a slot not used, or not seen yet
+        gain = F.softplus(copied - logits.gather(2, index))  # log(e^logit + e^copied) - logit
+        return logits.scatter_add(2, index, gain)
+
+
 class GPT(nn.Module):
     """Embeddings and places, a stack of blocks, a read-out; GPT-2 with its usual arguments."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
-        heads: int = 4, context: int = 256, tied: bool = True,
+        heads: int = 4, context: int = 256, tied: bool = True, copy: str = "none",
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
-            heads=heads, context=context, tied=tied,
+            heads=heads, context=context, tied=tied, copy=copy,
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)
@@ -151,6 +208,8 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
+        self.pointer = None if copy == "none" else Pointer(self.config)
+        self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
     def start(self) -> None:
         """Weights before training: small, and so small where a block writes to the stream that
@@ -173,26 +232,25 @@ class GPT(nn.Module):
         """
         if self.training and state is None:
             return self.read(tokens, None), None
-        past, cache = state or State(tokens[:, :0], Cache(len(self.blocks), self.context))
+        past, cache = state or State(tokens[:, :0], Cache(self.kept, self.context))
         if cache.length != past.size(1):  # somebody went on from the same state before
             cache = cache.branch(past.size(1))
         logits = []
         while tokens.size(1):
-            again = past[:, :0]
+            again = 0
             if past.size(1) == self.context:
-                past, again = again, past[:, self.context - self.context // 2 :]
-                cache = Cache(len(self.blocks), self.context)
-            room = self.context - past.size(1) - again.size(1)
-            read = torch.cat((again, tokens[:, :room]), dim=1)
-            tokens = tokens[:, room:]
-            logits.append(self.read(read, cache)[:, again.size(1) :])
-            past = torch.cat((past, read), dim=1)
+                again = self.context // 2
+                past, cache = past[:, self.context - again :], Cache(self.kept, self.context)
+            room = self.context - past.size(1)
+            past, tokens = torch.cat((past, tokens[:, :room]), dim=1), tokens[:, room:]
+            logits.append(self.read(past, cache)[:, again:])
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1), State(past, cache)
 
     def read(self, tokens: Tensor, cache: Cache | None) -> Tensor:
-        """tokens (B, T) that follow what is in the cache -> logits (B, T, V)"""
-        T, S, device = tokens.size(1), cache.length if cache else 0, tokens.device
-        x = self.embedding(tokens) + self.places.weight[S : S + T]  # (B, T, C)
+        """tokens (B, S + T), of which S are in the cache -> logits of the others (B, T, V)"""
+        S, device = cache.length if cache else 0, tokens.device
+        T = tokens.size(1) - S
+        x = self.embedding(tokens[:, S:]) + self.places.weight[S : S + T]  # (B, T, C)
         if torch.is_autocast_enabled(device.type):  # half as many bytes to move
             x = x.to(torch.get_autocast_dtype(device.type))
         mask = None
@@ -201,9 +259,13 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, mask, cache, self.drop)
+        x = self.norm(x)
+        logits = self.head(x)
+        if self.pointer is not None:
+            logits = self.pointer(logits, x, tokens, mask, cache)
         if cache is not None:
             cache.length += T
-        return self.head(self.norm(x))
+        return logits
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout with one mask for a whole sequence (Gal & Ghahramani 2016): x (B, T, C).

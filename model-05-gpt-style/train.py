@@ -43,6 +43,7 @@ import numpy as np
 import parallel
 import torch
 from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
+from model import COPY
 from muon import Muon, Optimizers
 from ngram import NGram
 from torch import Tensor
@@ -65,22 +66,22 @@ DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; gpt2: many GPUs
     "tiny": dict(
         tokenizer="char", arch="llama", hidden_size=64, layers=2, dropout=0.0, heads=4,
-        optimizer="muon", batch_size=16, accumulate=1, context=64, lr=0.01, weight_decay=0.1,
-        average=0.0, steps=600,
+        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=64, lr=0.01,
+        weight_decay=0.1, average=0.0, steps=600,
     ),
     "small": dict(
         tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.1, heads=4,
-        optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.01, weight_decay=0.5,
-        average=0.0, minutes=4.0,
+        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.01,
+        weight_decay=0.5, average=0.0, minutes=4.0,
     ),
     "full": dict(
         tokenizer="char", arch="llama", hidden_size=384, layers=6, dropout=0.2, heads=6,
-        optimizer="muon", batch_size=64, accumulate=1, context=256, lr=0.006, weight_decay=0.1,
-        average=0.0, epochs=20.0,
+        copy="none", optimizer="muon", batch_size=64, accumulate=1, context=256, lr=0.006,
+        weight_decay=0.1, average=0.0, epochs=20.0,
     ),
     "gpt2": dict(
         tokenizer="bpe", vocab_size=50257, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
-        heads=12, optimizer="adamw", batch_size=512, accumulate=64, context=1024,
+        heads=12, copy="none", optimizer="adamw", batch_size=512, accumulate=64, context=1024,
         lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
 }  # fmt: skip
@@ -91,7 +92,7 @@ TOKENIZERS = {  # beside char
     "unigram": (UnigramTokenizer, {"vocab_size": 1024}),
 }
 LENGTHS = ("epochs", "steps", "minutes")
-MODEL = ("hidden_size", "layers", "dropout", "heads", "context")  # and kv_heads
+MODEL = ("hidden_size", "layers", "dropout", "heads", "context", "copy")  # and kv_heads
 KEPT = (  # by --resume
     "preset", "tokenizer", "vocab_size", "arch", *MODEL, "kv_heads", "optimizer", "batch_size",
     "weight_decay", "average", "seed", "dtype",
@@ -170,6 +171,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
     parser.number("--kv-heads", int, "of keys and values, llama only (as many as --heads)", 1, 1000)
+    parser.choice("--copy", "whether words of the text so far may be pointed at", list(COPY))
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)

@@ -52,6 +52,7 @@ MAY_DIFFER = {
         "add_sampling_flags": "model 05 has more of them",
         "read_checkpoint": "model 05 has several kinds of checkpoints",
         "add_quantize_flag": "model 05 can be quantized",
+        "add_dtype_flag": "model 05 is large enough that reading its weights is what takes time",
     },
     "train.py": {
         "Run": "the type of the tokenizer and what a stage adds to a run",

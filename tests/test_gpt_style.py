@@ -31,16 +31,21 @@ def mods() -> SimpleNamespace:
     return modules(SPEC.folder)
 
 
-@pytest.fixture(params=["GPT", "Llama", "Llama, 2 keys for 4 queries"])
+@pytest.fixture(
+    params=["GPT", "Llama", "Llama, 2 keys for 4 queries", "GPT, pointer", "Llama, 2 keys, pointer"]
+)
 def model(request, mods) -> nn.Module:
     """A small model in evaluation mode with weights that are not small."""
-    kind = mods.model.GPT if request.param == "GPT" else mods.llama.Llama
+    kind = mods.model.GPT if "GPT" in request.param else mods.llama.Llama
     more = {"kv_heads": 2} if "2 keys" in request.param else {}
+    if "pointer" in request.param:
+        more["copy"] = "pointer"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(VOCAB, hidden_size=32, layers=3, heads=4, context=16, **more).eval()
-        for weight in model.parameters():
-            nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else weight.data.add_(0.1)
+        for name, weight in model.named_parameters():
+            if not name.startswith("pointer"):  # whose scores would be in the hundreds
+                nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else weight.data.add_(0.1)
     return model
 
 
@@ -49,6 +54,17 @@ def some_tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 # --------------------------------------------------------------------------------- the mathematics
+
+
+def test_the_pointer_is_that_of_model_04(mods):
+    theirs = modules("model-04-mini-transformer").model.Pointer(8, VOCAB, 16)
+    config = dict(hidden_size=8, layers=1, heads=2, vocab_size=VOCAB, context=16)
+    ours = modules(SPEC.folder).model.Pointer(config)
+    ours.load_state_dict(theirs.state_dict())
+    logits, outputs, words = torch.randn(2, 5, VOCAB), torch.randn(2, 5, 8), some_tokens(2, 5)
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    found = ours(logits, outputs, words, mask, None)
+    torch.testing.assert_close(found, theirs(logits, outputs, words))
 
 
 def test_gpt_equals_a_stack_of_torch_encoder_layers(mods):

@@ -260,19 +260,28 @@ def test_the_score_of_turned_vectors_depends_on_their_distance_only():
     assert_close(q.norm(dim=1), q[0].norm().expand(50))  # a turn makes nothing longer
 
 
-def test_smeared_keys_are_mixed_with_the_one_before():
-    keys = torch.tensor([[[[1.0], [2.0], [5.0]], [[1.0], [2.0], [5.0]]]])  # (B, H, T, D)
-    share = torch.tensor([1.0, 0.25])[:, None, None]
-    found = MODS.model.smeared(keys, share)
-    assert found.flatten().tolist() == [1, 2, 5, 1, 1.25, 2.75]
+def test_the_pointer_equals_loops():
+    torch.manual_seed(0)
+    pointer, C, V = MODS.model.Pointer(6, 9, 5), 6, 9
+    logits, outputs, words = torch.randn(2, 3, V), torch.randn(2, 5, C), torch.randint(4, (2, 5))
+    found = pointer(logits, outputs, words)
+    for b in range(2):
+        for t in range(3):  # the last three of five positions
+            place, total = t + 2, logits[b, t].exp()
+            now = outputs[b, place]
+            for s in range(place + 1):
+                before = pointer.key(outputs[b, s - 1]) if s else torch.zeros(C)
+                score = pointer.query(now) @ before / C**0.5
+                total[words[b, s]] += (pointer.gate(now) + score).exp().item()
+            assert_close(found[b, t], total.log())
 
 
-def test_one_layer_with_smeared_keys_can_look_for_what_stands_before():
-    """Induction, "a b ... a -> b", takes two layers if keys are their own (Olsson et al. 2022)."""
+def test_one_layer_with_a_pointer_can_look_for_what_stands_before():
+    """Induction, "a b ... a -> b", takes two layers without one (Olsson et al. 2022)."""
     losses = {}
-    for keys in MODS.model.KEYS:
+    for copy in MODS.model.COPY:
         torch.manual_seed(0)
-        model = MiniTransformer(16, 32, 1, heads=2, context=32, keys=keys).train()
+        model = MiniTransformer(16, 32, 1, heads=2, context=32, copy=copy).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         dice = torch.Generator().manual_seed(0)
         for _ in range(300):
@@ -283,13 +292,13 @@ def test_one_layer_with_smeared_keys_can_look_for_what_stands_before():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses[keys] = loss.item()
-    assert losses["smeared"] < 0.3 and losses["own"] > 1, losses
+        losses[copy] = loss.item()
+    assert losses["pointer"] < 0.3 and losses["none"] > 1, losses
 
 
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
-def test_with_smeared_keys_chunks_equal_the_whole(positions):
-    model, tokens = make(keys="smeared", positions=positions), some_tokens(2, 40)
+def test_with_a_pointer_chunks_equal_the_whole(positions):
+    model, tokens = make(copy="pointer", positions=positions), some_tokens(2, 40)
     with torch.inference_mode():
         whole, _ = model(tokens)
         state, found = None, []

@@ -2,13 +2,15 @@
 
     python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 5
 
-30 M parameters, context 512, one text, from its first token to the last, float32, in turns; the
-median counts. Needs transformers; nanoGPT (a clone of its repository) is left out if not given.
+30 M parameters, context 512, one text, from its first token to the last, in float32 (ours also as
+`generate.py --dtype bfloat16` writes), in turns; the median counts. Needs transformers; nanoGPT (a
+clone of its repository) is left out if not given.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import statistics
 import sys
@@ -85,9 +87,10 @@ def main() -> None:
     for weight in gpt.parameters():  # so that a mistake in copying shows in the logits
         torch.nn.init.normal_(weight, std=0.05)
     tokens, start = torch.randint(VOCAB, (1, 64)), torch.zeros(1, 1, dtype=torch.int64)
-    twin = hugging_face(gpt)
+    twin, small = hugging_face(gpt), copy.deepcopy(gpt).bfloat16()
     ways: dict[str, Callable[[], object]] = {
         "model 05": lambda: list(generate(gpt, [0], TOKENS, 0.8, 200)),
+        "in bfloat16": lambda: list(generate(small, [0], TOKENS, 0.8, 200)),
         "Hugging Face": lambda: twin.generate(
             start, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=True, top_k=200,
             temperature=0.8,
@@ -106,11 +109,14 @@ def main() -> None:
                 began = time.perf_counter()
                 write()
                 speeds[name].append(TOKENS / (time.perf_counter() - began))
-    ours = statistics.median(speeds["model 05"])
+    medians = {name: statistics.median(each) for name, each in speeds.items()}
+    ours, half = medians["model 05"], medians["in bfloat16"]
     print(f"{sum(p.numel() for p in gpt.parameters()):,} parameters")
-    for name, each in speeds.items():
-        median = statistics.median(each)
-        print(f"{name:14}{median:8.1f} tokens/s   model 05 is {ours / median:.2f} times as fast")
+    for name, median in medians.items():
+        print(
+            f"{name:14}{median:8.1f} tokens/s   model 05 is {ours / median:.2f} times as fast, "
+            f"in bfloat16 {half / median:.2f} times"
+        )
 
 
 if __name__ == "__main__":
