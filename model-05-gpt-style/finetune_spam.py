@@ -60,16 +60,16 @@ LABELS = ("ham", "spam")
 PRESETS = {  # of the model from nothing, and of its training
     "tiny": dict(
         vocab_size=300, hidden_size=16, layers=1, heads=2, dropout=0.1, context=64, epochs=2,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9, disguise=0.3,
-        lm_weight=1.0,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9, disguise=0.3, noise=0.1,
+        lm_weight=1.0, members=2,
     ),
     "small": dict(
-        vocab_size=1024, hidden_size=64, layers=2, heads=4, dropout=0.1, context=256, epochs=12,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99, disguise=0.3,
-        lm_weight=1.0,
+        vocab_size=1024, hidden_size=64, layers=2, heads=4, dropout=0.1, context=256, epochs=8,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99, disguise=0.3, noise=0.1,
+        lm_weight=1.0, members=3,
     ),
 }  # fmt: skip
-TUNED = dict(disguise=0.0, lm_weight=0.0, average=0.9, epochs=6, dropout=0.0)
+TUNED = dict(members=1, disguise=0.0, noise=0.0, lm_weight=0.0, average=0.9, epochs=6, dropout=0.0)
 MODES = {  # what may change of a model from a checkpoint, and how fast
     "head": TUNED | dict(optimizer="adamw", lr=0.01, weight_decay=0.0),
     "last-block": TUNED | dict(optimizer="adamw", lr=0.001),
@@ -77,10 +77,11 @@ MODES = {  # what may change of a model from a checkpoint, and how fast
     "lora": TUNED | dict(optimizer="adamw", lr=0.002, weight_decay=0.0),
 }
 ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
-OWN = ("vocab_size", "hidden_size", "layers", "heads", "context")  # settings of a new model
+SHAPE = ("hidden_size", "layers", "heads", "context")
+OWN = ("vocab_size", *SHAPE, "members")  # settings of a new model
 SETTINGS = (
     "dataset", "preset", "checkpoint", "train", *OWN, "dropout", *ADAPTERS, "targets", "epochs",
-    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "lm_weight", "seed",
+    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "noise", "lm_weight", "seed",
     "dtype",
 )  # fmt: skip
 COLUMNS = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "val_f1", "learning_rate")
@@ -171,9 +172,13 @@ def batches(lengths: list[int], size: int, dice: np.random.Generator) -> list[np
 
 
 def pad(rows: list[list[int]], device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Messages of different lengths -> tokens (B, T), padded behind with 0, and lengths (B,)"""
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    return tokens.to(device), torch.tensor([len(row) for row in rows], device=device)
+    """Messages of different lengths -> tokens (B, T), padded behind with 0, and lengths (B,)
+
+    T is a multiple of 16: for each new shape the CPU's library plans its matrix products anew.
+    """
+    longest = -(-max(map(len, rows)) // 16) * 16
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    return tokens, torch.tensor([len(row) for row in rows], device=device)
 
 
 # ----------------------------------------------------------------------------------- the model
@@ -190,11 +195,6 @@ class Classifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The body's: what Muon and LoRA work on."""
-        return self.body.blocks
-
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (B, T), padded, lengths (B,) -> scores of the labels (B, 2), hidden (B, T, C)"""
         hidden = self.body.read(tokens, None)  # (B, T, C)
@@ -207,12 +207,34 @@ class Classifier(nn.Module):
         return self.body.state_dict() | inside
 
 
+class Committee(nn.Module):
+    """Several classifiers that differ in their dice only; what they say is averaged.
+
+    Where one is sure for a reason of its own the others do not share, they outvote it
+    (Lakshminarayanan et al. 2017). All read the same batch, and each learns as if alone.
+    """
+
+    def __init__(self, members: list[Classifier]) -> None:
+        super().__init__()
+        self.members, self.context = nn.ModuleList(members), members[0].body.context
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """All blocks: the matrices in them are Muon's."""
+        return nn.ModuleList([block for each in self.members for block in each.body.blocks])
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens (B, T), padded, lengths (B,) -> how much likelier spam is than ham, nats (B,)"""
+        scores = torch.stack([member(tokens, lengths)[0].float() for member in self.members])
+        return (scores[..., 1] - scores[..., 0]).mean(dim=0)
+
+
 def open_up(model: Classifier, mode: str) -> None:
     """Let that part of the model learn, and the head always; lora freezes by itself."""
     if mode != "lora":
         model.requires_grad_(mode == "all")
     if mode == "last-block":
-        model.blocks[-1].requires_grad_(True)
+        model.body.blocks[-1].requires_grad_(True)
         model.body.norm.requires_grad_(True)
     model.head.requires_grad_(True)
 
@@ -220,8 +242,8 @@ def open_up(model: Classifier, mode: str) -> None:
 def lm_loss(model: Classifier, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Cross-entropy of each next token in nats, padding left out: hidden (B, T, C)"""
     real = torch.arange(1, tokens.size(1), device=tokens.device) < lengths[:, None]  # (B, T - 1)
-    logits = model.read_out(hidden[:, :-1][real])  # (tokens that are followed by one, V)
-    return F.cross_entropy(logits.float(), tokens[:, 1:][real])
+    targets = tokens[:, 1:].masked_fill(~real, -100)
+    return train.loss_of(model.read_out(hidden[:, :-1]), targets)
 
 
 # ------------------------------------------------------------------------------------- the run
@@ -235,7 +257,7 @@ class Run:
     splits: dict[str, Split]
     dataset: dict[str, str]  # name, sha256
     tokenizer: Tokenizer
-    model: Classifier
+    model: Committee
     optimizer: torch.optim.Optimizer
     device: str
     dtype: torch.dtype
@@ -272,6 +294,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
     parser.number("--context", int, "tokens of a message that are read, at most", 2, 1e6)
     parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
+    parser.number("--members", int, "models that are trained side by side and averaged", 1, 100)
     parser.section("training")
     parser.number("--epochs", int, "length: times that each message is read", 1, 1e6)
     parser.number("--batch-size", int, "messages read side by side", 1, 1e6)
@@ -280,6 +303,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--weight-decay", float, "pull of the matrices towards 0", 0, 100)
     parser.number("--average", float, "share of the past in an average of weights", 0, 0.99999)
     parser.number("--disguise", float, "share of messages that are changed a little", 0, 1)
+    parser.number("--noise", float, "share of tokens that are others by chance", 0, 0.95)
     parser.number("--lm-weight", float, "weight of the loss of a language model beside", 0, 100)
     parser.number("--seed", int, "of weights, batches and disguises", 0, 2**31)
     parser.section("output")
@@ -341,8 +365,9 @@ def prepare(args: argparse.Namespace) -> Run:
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
     model, tokenizer = load_classifier(path, device) if saved else new_model(args, splits, device)
-    model.body.config["dropout"] = args.dropout
-    open_up(model.train(), args.train)
+    for member in model.train().members:
+        member.body.config["dropout"] = args.dropout
+        open_up(member, args.train)
     args.steps = args.epochs * -(-len(splits["train"].texts) // args.batch_size)
     optimizer = train.new_optimizer(model, args)
     run = Run(args, splits, dataset, tokenizer, model, optimizer, device, dtype, out)
@@ -354,20 +379,20 @@ def prepare(args: argparse.Namespace) -> Run:
 
 def new_model(
     args: argparse.Namespace, splits: dict[str, Split], device: str
-) -> tuple[Classifier, Tokenizer]:
-    """A head on the language model of --checkpoint, with its tokenizer, or on a new one."""
+) -> tuple[Committee, Tokenizer]:
+    """A head on the language model of --checkpoint, with its tokenizer, or on new ones."""
     if args.checkpoint:
         body, tokenizer, _ = generate.load_checkpoint(Path(args.checkpoint), device)
-    else:
-        tokenizer = BPETokenizer.train("\n".join(splits["train"].texts), args.vocab_size)
-        sizes = {name: getattr(args, name) for name in (*OWN[1:], "dropout")}
-        body = Llama(tokenizer.vocab_size, **sizes)
-    if args.train == "lora":
-        lora.inject(body, **adapter_settings(args))
-    return Classifier(body).to(device), tokenizer
+        if args.train == "lora":
+            lora.inject(body, **adapter_settings(args))
+        return Committee([Classifier(body)]).to(device), tokenizer
+    tokenizer = BPETokenizer.train("\n".join(splits["train"].texts), args.vocab_size)
+    sizes = {name: getattr(args, name) for name in (*SHAPE, "dropout")}
+    new = [Classifier(Llama(tokenizer.vocab_size, **sizes)) for _ in range(args.members)]
+    return Committee(new).to(device), tokenizer
 
 
-def load_classifier(path: Path, device: str) -> tuple[Classifier, Tokenizer]:
+def load_classifier(path: Path, device: str) -> tuple[Committee, Tokenizer]:
     """What `save` saved, in evaluation mode. Raises UserError."""
     saved = generate.read_checkpoint(path, device)
     if "classifier" not in saved:
@@ -378,9 +403,14 @@ def load_classifier(path: Path, device: str) -> tuple[Classifier, Tokenizer]:
     body, tokenizer, _ = generate.load_checkpoint(base, device)
     if base != path:
         lora.load_adapters(path, body, base)
-    model = Classifier(body).to(device)
-    model.head.load_state_dict(saved["classifier"])
-    return model.eval(), tokenizer
+    members = [Classifier(body)]
+    for weights in saved["others"]:
+        other = type(body)(**saved["config"])
+        other.load_state_dict(weights)
+        members.append(Classifier(other))
+    for member, weights in zip(members, saved["classifier"], strict=True):
+        member.head.load_state_dict(weights)
+    return Committee(members).to(device).eval(), tokenizer
 
 
 def adapter_settings(args: argparse.Namespace) -> dict:
@@ -400,7 +430,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     args, messages = run.args, run.splits["train"]
     epoch, number = divmod(run.step, args.steps // args.epochs)
     if run.epoch[0] != epoch:
-        dice, context = Random(f"{args.seed} {epoch}"), run.model.body.context
+        dice, context = Random(f"{args.seed} {epoch}"), run.model.context
         texts = [disguise(text, args.disguise, dice) for text in messages.texts]
         rows = [encode(run.tokenizer, text, context) for text in texts]
         order = np.random.default_rng([args.seed, epoch])
@@ -408,6 +438,18 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     _, rows, places = run.epoch
     tokens, lengths = pad([rows[i] for i in places[number]], run.device)
     return tokens, lengths, torch.from_numpy(messages.labels[places[number]]).to(run.device)
+
+
+def blur(run: Run, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The tokens (B, T), a share of them others by chance, but for the last real ones.
+
+    What remains must do: no single word decides.
+    """
+    dice = torch.Generator().manual_seed(run.args.seed + run.step)
+    hit = torch.rand(tokens.shape, generator=dice) < run.args.noise
+    others = torch.randint(run.tokenizer.vocab_size, tokens.shape, generator=dice)
+    hit[torch.arange(len(tokens)), lengths.cpu() - 1] = False
+    return torch.where(hit.to(run.device), others.to(run.device), tokens)
 
 
 def train_step(run: Run) -> float:
@@ -418,20 +460,25 @@ def train_step(run: Run) -> float:
 
     # (2) batch
     tokens, lengths, labels = get_batch(run)
+    inputs = blur(run, tokens, lengths)
 
     # (3) forward, loss
-    with train.autocast(run):
-        scores, hidden = run.model(tokens, lengths)
-        loss = F.cross_entropy(scores.float(), labels)
-        value = loss.item()
-        if run.args.lm_weight:
-            loss = loss + run.args.lm_weight * lm_loss(run.model, hidden, tokens, lengths)
+    value, total = 0.0, 0.0
+    for member in run.model.members:
+        with train.autocast(run):
+            scores, hidden = member(inputs, lengths)
+            loss = F.cross_entropy(scores.float(), labels)
+            value += loss.item() / len(run.model.members)
+            if run.args.lm_weight:
+                loss = loss + run.args.lm_weight * lm_loss(member, hidden, tokens, lengths)
+        total = total + loss
 
     # (4) backward, clip
     run.optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    if not math.isfinite(value + norm):
+    total.backward()
+    norms = [nn.utils.clip_grad_norm_(each.parameters(), 1.0) for each in run.model.members]
+    norm = max(norms).item()
+    if not math.isfinite(value + sum(norms).item()):
         raise UserError(
             f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
             f"such as {run.args.lr / 3:.1g}"
@@ -450,13 +497,13 @@ def train_step(run: Run) -> float:
 def scores_of(run: Run, texts: list[str], batch_size: int = 64) -> np.ndarray:
     """How much likelier spam is than ham, in nats: (N,)"""
     run.model.eval()
-    rows = [encode(run.tokenizer, text, run.model.body.context) for text in texts]
+    rows = [encode(run.tokenizer, text, run.model.context) for text in texts]
     scores, order = np.zeros(len(rows)), sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for at in range(0, len(order), batch_size):
         some = order[at : at + batch_size]
         with train.autocast(run):
-            pair, _ = run.model(*pad([rows[i] for i in some], run.device))
-        scores[some] = (pair[:, 1] - pair[:, 0]).float().cpu().numpy()
+            found = run.model(*pad([rows[i] for i in some], run.device))
+        scores[some] = found.cpu().numpy()
     run.model.train()
     return scores
 
@@ -520,9 +567,11 @@ def save(run: Run, name: str) -> None:
     of a language model, read by generate.py too, that has a head for spam beside.
     """
     run.out.mkdir(parents=True, exist_ok=True)
+    members, body = run.model.members, run.model.members[0].body
     more = {
         "spam": {name: getattr(run.args, name) for name in SETTINGS},
-        "classifier": run.model.head.state_dict(),
+        "classifier": [each.head.state_dict() for each in members],
+        "others": [each.language_model() for each in members[1:]],
         "dataset": run.dataset,
         "progress": {name: getattr(run, name) for name in PROGRESS if name != "average"},
     }
@@ -534,11 +583,11 @@ def save(run: Run, name: str) -> None:
     if run.args.train == "lora":
         base = Path(run.args.checkpoint)
         settings = adapter_settings(run.args)
-        lora.save_adapters(run.out / name, run.model.body, base, settings, **more)
+        lora.save_adapters(run.out / name, body, base, settings, **more)
         return
-    kind = {"format": FORMAT, "version": VERSION, "architecture": generate.kind_of(run.model.body)}
-    own = {"config": run.model.body.config, "tokenizer": run.tokenizer.state_dict()}
-    weights = {"model": run.model.language_model()}
+    kind = {"format": FORMAT, "version": VERSION, "architecture": generate.kind_of(body)}
+    own = {"config": body.config, "tokenizer": run.tokenizer.state_dict()}
+    weights = {"model": members[0].language_model()}
     write_checkpoint(run.out / name, kind | own | weights | more)
 
 
@@ -595,8 +644,8 @@ def report(run: Run) -> None:
     print("accuracy  precision   recall       F1   spam: as it is, missed; ham: wronged, as it is")
     for name, found in rivals.items():
         print(table_row(name, found))
-    start = f"from {run.args.checkpoint}" if run.args.checkpoint else "from nothing"
-    print(table_row(f"{generate.kind_of(run.model.body)}, {start}"[:34], own))
+    start = f"--train {run.args.train}" if run.args.checkpoint else "from nothing"
+    print(table_row(f"this model, {start}"[:34], own))
     lost = [name for name, found in rivals.items() if found.accuracy > own.accuracy]
     lost += [name for name, each in rivals.items() if each.f1 > own.f1 and name not in lost]
     if lost:
@@ -618,7 +667,8 @@ def introduce(run: Run) -> str:
     spam = run.splits["train"].labels.mean()
     every = sum(p.numel() for p in run.model.parameters())
     learn = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    kind = generate.kind_of(run.model.body)
+    kind = generate.kind_of(run.model.members[0].body)
+    kind += f" x {len(run.model.members)}" if len(run.model.members) > 1 else ""
     return (
         f"{run.dataset['name']}: {sizes} messages, {spam:.1%} spam | {kind}: "
         f"{learn:,} of {every:,} parameters learn ({learn / every:.1%}), {run.device}, "
@@ -631,10 +681,10 @@ def answer(args: argparse.Namespace) -> None:
     device = generate.pick_device(args.device)
     path = Path(args.out or HERE / "checkpoints" / "spam") / "best.pt"
     model, tokenizer = load_classifier(path, device)
-    tokens, lengths = pad([encode(tokenizer, args.ask, model.body.context)], device)
+    tokens, lengths = pad([encode(tokenizer, args.ask, model.context)], device)
     with torch.inference_mode():
-        ham, spam = model(tokens, lengths)[0].softmax(dim=-1)[0].tolist()
-    print(f"{LABELS[spam > ham]} (spam with probability {spam:.3f})")
+        spam = model(tokens, lengths).sigmoid().item()
+    print(f"{LABELS[spam > 0.5]} (spam with probability {spam:.3f})")
 
 
 def main() -> None:
@@ -654,7 +704,8 @@ def main() -> None:
         sys.exit(128 + stopped)
     report(run)
     print(f"{run.seconds:.0f} seconds of training; results are in {shown(run.out)}. Ask it:")
-    print(type_next("finetune_spam.py", "--ask", "WINNER!! Claim your prize now"))
+    where = ["--out", shown(run.out)] if run.out != HERE / "checkpoints" / "spam" else []
+    print(type_next("finetune_spam.py", *where, "--ask", "WINNER!! Claim your prize now"))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every m
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
     *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
-    *("llama", "muon", "data", "parallel", "quantize", "lora", "finetune_spam"),
+    *("llama", "muon", "data", "parallel", "quantize", "lora", "baselines", "finetune_spam"),
 )
 
 
