@@ -39,7 +39,6 @@ from generate import Arguments, command
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from train import replacing, shown
 
 from shared import UserError
 from shared.data.download import DATASETS, ensure, sha256_of
@@ -284,9 +283,8 @@ def load(name: str, sizes: tuple[int, int, int], seed: int = 0, pairs: bool = Fa
     of Raschka's "Build a large language model (from scratch)", and `sizes` are the most of each.
     """
     if name == "tales":
-        return Dataset(
-            *(list(_written(*each, seed, pairs)) for each in zip(PARTS, sizes)), name, ""
-        )
+        parts = zip(PARTS, sizes, strict=True)
+        return Dataset(*(list(_written(*part, seed, pairs)) for part in parts), name, "")
     path = Path(name).expanduser()
     if name in DATASETS:
         file = "instruction-data-with-preference.json" if pairs else "instruction-data.json"
@@ -382,8 +380,8 @@ def collate(rows: list[Row], mask: bool = True, device: str = "cpu") -> tuple[Te
 
 def check_vocabulary(tokenizer: Tokenizer, template: str) -> None:
     """Raises UserError if the template or the end mark would become <unk>."""
-    text = prompt_of(template, "", "x" if template == "alpaca" else "") + END
-    if tokenizer.unk_id is not None and tokenizer.unk_id in tokenizer.encode(text.replace("x", "")):
+    text = TEMPLATES[template].format(instruction="", input=INPUTS[template]) + END
+    if tokenizer.unk_id is not None and tokenizer.unk_id in tokenizer.encode(text):
         raise UserError(
             f"this model's tokenizer lacks words of --template {template} or {END}: train the "
             "model on the text of `instruction_data.py --base`, or with --tokenizer bpe"
@@ -405,6 +403,8 @@ def show(name: str, template: str, count: int, seed: int) -> None:
 
 
 def main() -> None:
+    from train import replacing, shown  # here, because interactive.py needs all but this
+
     parser = Arguments("Show instructions, or write a base model's text.", "instruction_data.py")
     parser.text("--dataset", "tales, instruct or a JSON file", "tales")
     parser.choice("--template", "what stands around an instruction", list(TEMPLATES), "alpaca")

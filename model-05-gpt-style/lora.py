@@ -271,8 +271,10 @@ def merge_files(base: Path, adapters: Path, out: Path) -> None:
         raise UserError(f"{base} holds no model: give the checkpoint the adapters belong to")
     model = MODELS[checkpoint["architecture"]](**checkpoint["config"])
     model.load_state_dict(checkpoint["model"])
-    load_adapters(adapters, model, base)
-    write_checkpoint(out, checkpoint | {"model": absorb(model).state_dict()})
+    saved = load_adapters(adapters, model, base)
+    kept = ("template", "dataset", "progress") if "template" in saved else ()
+    learned = {key: saved[key] for key in kept}  # of a model that obeys instructions
+    write_checkpoint(out, checkpoint | learned | {"model": absorb(model).state_dict()})
     print(f"merged: {shown(out)}")
 
 
