@@ -104,24 +104,32 @@ def parse_args() -> argparse.Namespace:
     parser.text("--mask-instructions", help, action=argparse.BooleanOptionalAction)
     parser.number("--examples", int, "to train on, at most", 1, 1e7)
     parser.number("--test", int, "held-out instructions for the report, at most", 1, 1e6)
-    parser.section("adapters")
-    parser.text("--lora", "train adapters only (lora.py)", action="store_true")
+    add_adapter_flags(parser)
     parser.text("--qlora", "the same, and all else in 4 bits", action="store_true")
-    parser.number("--rank", int, "of the adapters", 1, 1e5)
-    parser.number("--alpha", float, "their size: they count alpha / rank times", 1e-6, 1e6)
-    parser.number("--lora-dropout", float, "before the adapters", 0, 0.95)
-    parser.text("--targets", "layers that get adapters")
     parser.section("training (in brackets: preset small)")
-    parser.number("--epochs", int, "length: times that each example is read", 1, 1e6)
-    parser.number("--batch-size", int, "examples read side by side", 1, 1e6)
-    parser.number("--lr", float, f"highest learning rate; with adapters {LORA_LR:g}", 0, 10)
-    parser.number("--weight-decay", float, "pull of the matrices towards 0 (0)", 0, 100)
-    parser.number("--seed", int, "of examples, batches and replies", 0, 2**31)
+    add_training_flags(parser, LORA_LR)
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/instruct/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
     add_machine_flags(parser)
     return parser.parse()
+
+
+def add_adapter_flags(parser: Arguments) -> None:
+    parser.section("adapters")
+    parser.number("--rank", int, "of the adapters", 1, 1e5)
+    parser.number("--alpha", float, "their size: they count alpha / rank times", 1e-6, 1e6)
+    parser.number("--lora-dropout", float, "before the adapters", 0, 0.95)
+    parser.text("--targets", "layers that get adapters")
+    parser.text("--lora", "train adapters only (lora.py)", action="store_true")
+
+
+def add_training_flags(parser: Arguments, lora_lr: float) -> None:
+    parser.number("--epochs", int, "length: times that each example is read", 1, 1e6)
+    parser.number("--batch-size", int, "examples read side by side", 1, 1e6)
+    parser.number("--lr", float, f"highest learning rate; with adapters {lora_lr:g}", 0, 10)
+    parser.number("--weight-decay", float, "pull of the matrices towards 0 (0)", 0, 100)
+    parser.number("--seed", int, "of examples, batches and replies", 0, 2**31)
 
 
 def add_machine_flags(parser: Arguments) -> None:
@@ -146,6 +154,17 @@ def settle(
             setattr(args, name, (stored or defaults)[name])
 
 
+def settle_start(
+    args: argparse.Namespace, stored: dict | None, names: tuple[str, ...], defaults: dict,
+    presets: dict, lora_lr: float,
+) -> None:  # fmt: skip
+    """The same for a run that starts from a checkpoint and may train adapters."""
+    if args.checkpoint:
+        args.checkpoint = str(generate.find(args.checkpoint).resolve())
+    more = {"lr": lora_lr} if args.lora else {}
+    settle(args, stored, names, {**defaults, **presets[args.preset or "small"], **more})
+
+
 def resumed(args: argparse.Namespace, device: str, key: str, script: str) -> dict | None:
     """What the checkpoint to resume holds. Raises UserError if it is not of this script."""
     if not args.resume:
@@ -163,12 +182,9 @@ def prepare(args: argparse.Namespace) -> Run:
     device = generate.pick_device(args.device)
     saved = resumed(args, device, "instruct", "finetune_instruct.py")
     out = Path(args.out or HERE / "checkpoints" / "instruct")
-    defaults = {**DEFAULTS, **PRESETS[args.preset or "small"]}
-    if not saved:
-        args.checkpoint = str(generate.find(args.checkpoint or "checkpoints/best.pt").resolve())
-        args.lora = args.lora or args.qlora
-        defaults["lr"] = LORA_LR if args.lora else defaults["lr"]
-    settle(args, saved and saved["instruct"], SETTINGS, defaults)
+    args.checkpoint = args.checkpoint or (None if saved else "checkpoints/best.pt")
+    args.lora = args.lora or args.qlora
+    settle_start(args, saved and saved["instruct"], SETTINGS, DEFAULTS, PRESETS, LORA_LR)
     torch.manual_seed(args.seed)
     model, tokenizer = starting_model(args, device, args.resume)
     instructions.check_vocabulary(tokenizer, args.template)
@@ -188,6 +204,24 @@ def prepare(args: argparse.Namespace) -> Run:
     return run
 
 
+def template_of(path: Path, device: str) -> str:
+    """The template that a checkpoint was taught with. Raises UserError if with none."""
+    template = generate.read_checkpoint(path, device).get("template")
+    if template not in TEMPLATES:
+        raise UserError(f"{path} knows no template: make a model with finetune_instruct.py first")
+    return template
+
+
+def base_of(path: Path, device: str) -> Model:
+    """The model that a tuned one was made of in the end, as far as the files are still there."""
+    while True:
+        model, _, saved = generate.load_checkpoint(path, device)
+        before = [saved[key]["checkpoint"] for key in ("instruct", "dpo", "grpo") if key in saved]
+        if not before or not Path(before[0]).exists():
+            return model
+        path = Path(before[0])
+
+
 def check_unchanged(saved: dict | None, data: Dataset) -> None:
     """Raises UserError if the data are no longer those of the run that is resumed."""
     if saved and saved["dataset"] != {"name": data.name, "sha256": data.sha256}:
@@ -200,7 +234,7 @@ def starting_model(
     """The model to train: that of --checkpoint, perhaps with adapters, or as it was saved."""
     base = Path(args.checkpoint) if args.lora or not resumed else resumed
     model, tokenizer, _ = generate.load_checkpoint(base, device)
-    if args.qlora:
+    if getattr(args, "qlora", False):
         quantize(model, "nf4")
     if args.lora and resumed:
         lora.load_adapters(resumed, model, base)
@@ -269,16 +303,21 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    if not math.isfinite(loss.item() + norm):
-        raise UserError(
-            f"loss {loss.item()}, gradient {norm} at step {run.step + 1}: start again with a lower "
-            f"--lr, such as {run.args.lr / 3:.1g}"
-        )
+    check_finite(run, loss.item(), norm)
 
     # (5) step
     run.optimizer.step()
     run.step += 1
     return loss.item()
+
+
+def check_finite(run: Run, loss: float, norm: float) -> None:
+    """Raises UserError: a step must not be made of what is no number."""
+    if not math.isfinite(loss + norm):
+        raise UserError(
+            f"loss {loss}, gradient {norm} at step {run.step + 1}: start again with a lower "
+            f"--lr, such as {run.args.lr / 3:.1g}"
+        )
 
 
 @torch.inference_mode()
@@ -541,13 +580,26 @@ def judge(run: Run, model: Model, base: Model) -> str:
     return f"{example.instruction!r} -> {text_of(run.tokenizer, reply)[0]!r}"
 
 
+def say_how_to_go_on(run: Run) -> None:
+    """The commands to type next."""
+    print(f"{run.seconds:.0f} seconds of training; results are in {shown(run.out)}.")
+    path = run.out / "best.pt"
+    if run.args.lora:
+        path = run.out / "merged.pt"
+        print("Merge the adapters into a model:")
+        files = [shown(Path(run.args.checkpoint)), shown(run.out / "best.pt")]
+        print(type_next("lora.py", "--merge", *files, "--out", shown(path)))
+    print("Talk to it:")
+    print(type_next("interactive.py", "--checkpoint", shown(path)))
+
+
 def main() -> None:
     args = parse_args()
     train.keep_memory()
     run = prepare(args)
     print(introduce(run))
     run.out.mkdir(parents=True, exist_ok=True)
-    base, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
+    base = base_of(Path(args.checkpoint), run.device)
     if not args.resume:
         train.set_aside(run.out)
         run.before = judge(run, base, base)
@@ -559,15 +611,7 @@ def main() -> None:
     best, _ = starting_model(args, run.device, run.out / "best.pt")
     print(f"before: {run.before}\nafter:  {judge(run, best.eval(), base)}")
     print(f"validation {run.best:.4f} nats per token of the responses")
-    print(f"{run.seconds:.0f} seconds of training; results are in {shown(run.out)}.")
-    path = run.out / "best.pt"
-    if args.lora:
-        path = run.out / "merged.pt"
-        print("Merge the adapters into a model:")
-        files = [shown(Path(args.checkpoint)), shown(run.out / "best.pt")]
-        print(type_next("lora.py", "--merge", *files, "--out", shown(path)))
-    print("Talk to it:")
-    print(type_next("interactive.py", "--checkpoint", shown(path)))
+    say_how_to_go_on(run)
 
 
 if __name__ == "__main__":
