@@ -486,14 +486,16 @@ def obedience(
 # --------------------------------------------------------------------------------- the results
 
 
-def save(run: Run, name: str, key: str = "instruct", settings: tuple[str, ...] = SETTINGS) -> None:
+def save(
+    run: Run, name: str, key: str = "instruct", settings: tuple[str, ...] = SETTINGS, **more
+) -> None:
     """best.pt is for use, and last.pt holds also what it takes to go on exactly from here.
 
     With --lora the file holds the adapters only; otherwise it is a checkpoint of a language model,
     read by generate.py and interactive.py, that knows its template.
     """
     run.out.mkdir(parents=True, exist_ok=True)
-    more = {
+    more |= {
         key: {name: getattr(run.args, name) for name in settings},
         "template": run.args.template,
         "dataset": {"name": run.data.name, "sha256": run.data.sha256},
