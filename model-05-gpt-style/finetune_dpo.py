@@ -25,7 +25,6 @@ Shapes: B batch (of pairs), T time, V vocabulary
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,6 @@ from tqdm import tqdm
 from train import shown, type_next
 
 from shared import UserError
-from shared.utils import visualize
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
@@ -55,13 +53,13 @@ PRESETS = {
     "small": dict(examples=800, test=200, epochs=1, batch_size=8, lr=0.0001, beta=0.1),
 }
 DEFAULTS = ADAPTERS | dict(
-    dataset="tales", preset="small", lora=False, targets=",".join(lora.TARGETS), weight_decay=0.0,
-    seed=1337, dtype="auto",
+    dataset="tales", preset="small", lora=False, targets=",".join(lora.TARGETS), optimizer="adamw",
+    weight_decay=0.0, seed=1337, dtype="auto",
 )  # fmt: skip
 LORA_LR = 0.001
 SETTINGS = (
     "dataset", "preset", "checkpoint", "beta", "lora", *ADAPTERS, "targets", "examples", "test",
-    "epochs", "batch_size", "lr", "weight_decay", "seed", "dtype",
+    "epochs", "batch_size", "optimizer", "lr", "weight_decay", "seed", "dtype",
 )  # fmt: skip
 COLUMNS = (
     "step", "seconds", "train_loss", "val_loss", "val_margin", "val_accuracy", "learning_rate",
@@ -76,7 +74,9 @@ class Run(sft.Run):
 
 
 def parse_args() -> argparse.Namespace:
-    usual = {key: DEFAULTS[key] for key in ("seed", "targets", *ADAPTERS)} | PRESETS["small"]
+    usual = {key: DEFAULTS[key] for key in ("seed", "targets", "optimizer", *ADAPTERS)} | PRESETS[
+        "small"
+    ]
     parser = Arguments("Learn from preferences.", "finetune_dpo.py", usual)
     parser.section("data and start")
     parser.text("--dataset", "tales, instruct or a JSON file (tales)")
@@ -120,7 +120,6 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     args.steps = args.epochs * -(-len(rows["train"]) // args.batch_size)
-    args.optimizer = "adamw"
     optimizer = train.new_optimizer(model, args)
     run = Run(args, data, rows, tokenizer, model.train(), optimizer, device, dtype, out)
     run.reference = reference
@@ -248,18 +247,8 @@ def save(run: Run, name: str) -> None:
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
     sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
-    figure, axes = visualize.new_figure()
-    steps = [row[0] for row in run.history]
-    for column, name, colour in (
-        (3, "loss, nats per pair", visualize.BLUE), (4, "reward margin", visualize.COLOURS[2]),
-        (5, "accuracy", visualize.GREY),
-    ):  # fmt: skip
-        axes.plot(steps, [row[column] for row in run.history], "o-", ms=3, color=colour, label=name)
-    visualize.line(axes, math.log(2), "ln 2", visualize.GREY)
-    axes.legend(frameon=False)
-    axes.set(title=f"DPO: {run.data.name}, validation pairs", xlabel="step")
-    with train.replacing(run.out / "loss.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    lines = {"accuracy": 5, "loss, nats per pair": 3, "reward margin": 4}
+    sft.draw_losses(run, lines, f"DPO: {run.data.name}, validation pairs")
 
 
 def introduce(run: Run) -> str:

@@ -45,7 +45,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from train import shown, type_next
 
-from shared.utils import visualize
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
@@ -325,18 +324,9 @@ def save(run: Run, name: str) -> None:
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
     sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
-    figure, axes = visualize.new_figure()
-    steps = [row[0] for row in run.history]
-    for column, name, colour in (
-        (2, f"reward ({run.args.reward})", visualize.BLUE),
-        (3, "obeyed, as the checker says", visualize.COLOURS[2]),
-        (4, "stories without a slip", visualize.GREY),
-    ):
-        axes.plot(steps, [row[column] for row in run.history], "o-", ms=3, color=colour, label=name)
-    axes.legend(frameon=False)
-    axes.set(title=f"GRPO, KL weight {run.args.kl:g}", xlabel="step")
-    with train.replacing(run.out / "loss.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    names = ("stories without a slip", f"reward ({run.args.reward})", "obeyed, says the checker")
+    lines = dict(zip(names, (4, 2, 3), strict=True))
+    sft.draw_losses(run, lines, f"GRPO, KL weight {run.args.kl:g}")
 
 
 def main() -> None:

@@ -51,18 +51,20 @@ from shared.utils import visualize
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
-    "tiny": dict(examples=64, test=4, epochs=1, batch_size=8, lr=0.001),
-    "small": dict(examples=6400, test=200, epochs=1, batch_size=16, lr=0.001),
+    "tiny": dict(examples=64, test=4, epochs=1, batch_size=8, lr=0.01),
+    "small": dict(examples=6400, test=200, epochs=1, batch_size=16, lr=0.01),
 }
 ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
 DEFAULTS = ADAPTERS | dict(
     dataset="tales", preset="small", template="alpaca", mask_instructions=True, lora=False,
-    qlora=False, targets=",".join(lora.TARGETS), weight_decay=0.0, seed=1337, dtype="auto",
+    qlora=False, targets=",".join(lora.TARGETS), optimizer="muon", weight_decay=0.0, seed=1337,
+    dtype="auto",
 )  # fmt: skip
 LORA_LR = 0.003  # adapters start at zero and are few: they take larger steps
 SETTINGS = (
     "dataset", "preset", "checkpoint", "template", "mask_instructions", "lora", "qlora", *ADAPTERS,
-    "targets", "examples", "test", "epochs", "batch_size", "lr", "weight_decay", "seed", "dtype",
+    "targets", "examples", "test", "epochs", "batch_size", "optimizer", "lr", "weight_decay",
+    "seed", "dtype",
 )  # fmt: skip
 COLUMNS = ("step", "seconds", "train_loss", "val_loss", "learning_rate")
 
@@ -93,7 +95,9 @@ PROGRESS = ("step", "best", "seconds", "losses", "history", "before")
 
 
 def parse_args() -> argparse.Namespace:
-    usual = {key: DEFAULTS[key] for key in ("seed", "targets", *ADAPTERS)} | PRESETS["small"]
+    usual = {key: DEFAULTS[key] for key in ("seed", "targets", "optimizer", *ADAPTERS)} | PRESETS[
+        "small"
+    ]
     parser = Arguments("Teach a model to obey instructions.", "finetune_instruct.py", usual)
     parser.section("data and start")
     parser.text("--dataset", "tales, instruct or a JSON file (tales)")
@@ -127,6 +131,8 @@ def add_adapter_flags(parser: Arguments) -> None:
 def add_training_flags(parser: Arguments, lora_lr: float) -> None:
     parser.number("--epochs", int, "length: times that each example is read", 1, 1e6)
     parser.number("--batch-size", int, "examples read side by side", 1, 1e6)
+    help = "muon is for the matrices, beside adamw; with adapters adamw"
+    parser.choice("--optimizer", help, ["adamw", "muon"])
     parser.number("--lr", float, f"highest learning rate; with adapters {lora_lr:g}", 0, 10)
     parser.number("--weight-decay", float, "pull of the matrices towards 0 (0)", 0, 100)
     parser.number("--seed", int, "of examples, batches and replies", 0, 2**31)
@@ -161,7 +167,7 @@ def settle_start(
     """The same for a run that starts from a checkpoint and may train adapters."""
     if args.checkpoint:
         args.checkpoint = str(generate.find(args.checkpoint).resolve())
-    more = {"lr": lora_lr} if args.lora else {}
+    more = {"lr": lora_lr, "optimizer": "adamw"} if args.lora else {}
     settle(args, stored, names, {**defaults, **presets[args.preset or "small"], **more})
 
 
@@ -196,7 +202,6 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     args.steps = args.epochs * -(-len(rows["train"]) // args.batch_size)
-    args.optimizer = "adamw"
     optimizer = train.new_optimizer(model, args)
     run = Run(args, data, rows, tokenizer, model.train(), optimizer, device, dtype, out)
     if saved:
@@ -546,14 +551,21 @@ def write_table(path: Path, columns: tuple[str, ...], history: list[list]) -> No
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
     write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    lines = {"training": 2, "validation, responses": 3}
+    title = f"Instructions: {run.data.name}"
+    draw_losses(run, lines, title, "loss, nats per token")
+
+
+def draw_losses(run: Run, lines: dict[str, int], title: str, unit: str = "") -> None:
+    """loss.png: these columns of the history, by name, over the steps."""
     figure, axes = visualize.new_figure()
     steps = [row[0] for row in run.history]
-    for column, name, colour in ((2, "training", visualize.GREY), (3, "validation, responses",
-                                                                  visualize.BLUE)):  # fmt: skip
-        axes.plot(steps, [row[column] or math.nan for row in run.history], "o-", ms=3,
-                  color=colour, label=name)  # fmt: skip
+    colours = (visualize.GREY, *visualize.COLOURS)
+    for (name, column), colour in zip(lines.items(), colours, strict=False):
+        values = [math.nan if row[column] is None else row[column] for row in run.history]
+        axes.plot(steps, values, "o-", ms=3, color=colour, label=name)
     axes.legend(frameon=False)
-    axes.set(title=f"Instructions: {run.data.name}", xlabel="step", ylabel="loss, nats per token")
+    axes.set(title=title, xlabel="step", ylabel=unit)
     with train.replacing(run.out / "loss.png") as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

@@ -39,6 +39,7 @@ from generate import Arguments, command
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+from train import replacing, shown
 
 from shared import UserError
 from shared.data.download import DATASETS, ensure, sha256_of
@@ -403,8 +404,6 @@ def show(name: str, template: str, count: int, seed: int) -> None:
 
 
 def main() -> None:
-    from train import replacing, shown  # here, because interactive.py needs all but this
-
     parser = Arguments("Show instructions, or write a base model's text.", "instruction_data.py")
     parser.text("--dataset", "tales, instruct or a JSON file", "tales")
     parser.choice("--template", "what stands around an instruction", list(TEMPLATES), "alpaca")

@@ -23,6 +23,12 @@ def mods() -> SimpleNamespace:
     return modules(FOLDER)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(mods, monkeypatch) -> None:
+    """Pictures take longer than tiny runs. A test in test_instructions.py draws one."""
+    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
     """A checkpoint that knows a template, and nothing else."""
