@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import MODELS, assert_one_line_error, modules, printed_command
-from test_instructions import new_base, write_json
+from test_instructions import write_json, write_start
 from torch.nn import functional as F
 
 FOLDER = MODELS[4].folder
@@ -31,14 +31,7 @@ def no_pictures(mods, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
-    """A checkpoint that knows a template, and nothing else."""
-    mods, folder = modules(FOLDER), tmp_path_factory.mktemp("start")
-    saved = mods.generate.read_checkpoint(
-        new_base(folder, mods.instruction_data.base_text(60_000, seed=3))
-    )
-    path = folder / "start.pt"
-    mods.train.write_checkpoint(path, saved | {"template": "short"})
-    return path
+    return write_start(tmp_path_factory.mktemp("start"))
 
 
 def prepared(mods, script: str, start: Path, out: Path, monkeypatch, flags: str = ""):

@@ -57,6 +57,16 @@ def new_base(folder: Path, text: str, context: int = 320) -> Path:
     return path
 
 
+def write_start(folder: Path) -> Path:
+    """The same, but it knows a template."""
+    mods, path = modules(FOLDER), folder / "start.pt"
+    saved = mods.generate.read_checkpoint(
+        new_base(folder, mods.instruction_data.base_text(400_000))
+    )
+    mods.train.write_checkpoint(path, saved | {"template": "short"})
+    return path
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory, base_text) -> Path:
     return new_base(tmp_path_factory.mktemp("base"), base_text)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODELS, QUICK, ROOT, Spec, environment, modules, words
+from test_instructions import write_start
 
 from shared.data.download import text_names
 
@@ -62,6 +63,11 @@ def house(tmp_path_factory, trained_of, text_file) -> Path:
     shutil.copytree(ROOT, house, ignore=unwanted)
     for model in MODELS:
         shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
+    known = house / MODELS[4].folder / "checkpoints"  # a model that knows a template
+    start = write_start(tmp_path_factory.mktemp("start"))
+    for name in ("base", "instruct", "dpo", "grpo"):
+        (known / name).mkdir()
+        shutil.copy(start, known / name / "best.pt")
     for folder in [house, *(house / model.folder for model in MODELS)]:
         shutil.copy(text_file, folder / "my_novel.txt")
     return house
@@ -94,6 +100,13 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
         return [*arguments, "--steps", "3", "--eval-every", "3"]
     if script in ("generate.py", "interactive.py"):
         return [*without(arguments, "--length"), "--length", "20"]
+    if script == "instruction_data.py" and "--base" in arguments:
+        return [*without(arguments, "--size"), "--size", "20000"]
+    if script in ("finetune_instruct.py", "finetune_dpo.py", "finetune_grpo.py"):
+        arguments = without(arguments, "--examples", "--test", "--steps")
+        dataset = ["--dataset", "tales"] if "--dataset" in arguments else []
+        arguments = [*without(arguments, "--dataset"), *dataset, "--preset", "tiny"]
+        return [*arguments, *words("--test 2 --examples 8 --dtype float32")]
     if script == "ngram.py":
         name = ["--dataset", str(text_file)]
         return [*without(arguments, "--dataset"), *name]
