@@ -60,13 +60,13 @@ LABELS = ("ham", "spam")
 PRESETS = {  # of the model from nothing, and of its training
     "tiny": dict(
         vocab_size=300, hidden_size=16, layers=1, heads=2, dropout=0.1, context=64, epochs=2,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9, disguise=0.3, noise=0.1,
-        lm_weight=1.0, members=2,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9,
+        disguise=0.3, noise=0.1, lm_weight=1.0, members=2,
     ),
     "small": dict(
         vocab_size=1024, hidden_size=64, layers=2, heads=4, dropout=0.1, context=256, epochs=8,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99, disguise=0.3, noise=0.1,
-        lm_weight=1.0, members=3,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99,
+        disguise=0.3, noise=0.1, lm_weight=1.0, members=3,
     ),
 }  # fmt: skip
 TUNED = dict(members=1, disguise=0.0, noise=0.0, lm_weight=0.0, average=0.9, epochs=6, dropout=0.0)
@@ -81,8 +81,8 @@ SHAPE = ("hidden_size", "layers", "heads", "context")
 OWN = ("vocab_size", *SHAPE, "members")  # settings of a new model
 SETTINGS = (
     "dataset", "preset", "checkpoint", "train", *OWN, "dropout", *ADAPTERS, "targets", "epochs",
-    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "noise", "lm_weight", "seed",
-    "dtype",
+    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "noise",
+    "lm_weight", "seed", "dtype",
 )  # fmt: skip
 COLUMNS = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "val_f1", "learning_rate")
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of logistic regression, tried on the validation split

@@ -29,7 +29,7 @@ def mods() -> SimpleNamespace:
 def some_messages(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Ham and spam that a word tells apart, most of the time."""
     dice, rows = Random(seed), []
-    nice, bad = "home lunch see you ok later love".split(), "win prize free claim call now".split()
+    nice, bad = words("home lunch see you ok later love"), words("win prize free claim call now")
     for _ in range(count):
         label = "spam" if dice.random() < 0.3 else "ham"
         pool = bad if label == "spam" else nice
