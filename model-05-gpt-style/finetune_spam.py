@@ -354,7 +354,9 @@ def prepare(args: argparse.Namespace) -> Run:
     out = Path(args.out or HERE / "checkpoints" / "spam")
     if args.resume:
         path = generate.find(args.resume)
-        saved, out = generate.read_checkpoint(path, device), Path(args.out or path.parent)
+        saved, out = generate.read_checkpoint(path, device), path.parent
+        if args.out and Path(args.out).resolve() != out.resolve():
+            raise UserError(f"--out {args.out}: a run goes on in its own folder: leave it out")
         if "spam" not in saved or "rng" not in saved:
             raise UserError(f"{path} is no last.pt of finetune_spam.py: give one to resume")
     settle(args, saved and saved["spam"])
@@ -452,11 +454,16 @@ def blur(run: Run, tokens: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(hit.to(run.device), others.to(run.device), tokens)
 
 
+def learning_rate(run: Run) -> float:
+    """That of train.py, which rises over a tenth of the steps where these are few."""
+    return train.learning_rate(run.step, run.args, warmup=min(50, run.args.steps // 10))
+
+
 def train_step(run: Run) -> float:
     """One update of the weights. Returns the loss of the labels before it, in nats."""
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = train.learning_rate(run.step, run.args, warmup=min(50, run.args.steps // 10))
+        group["lr"] = learning_rate(run)
 
     # (2) batch
     tokens, lengths, labels = get_batch(run)
@@ -515,7 +522,7 @@ def evaluate(run: Run) -> None:
     loss = float(np.logaddexp(0, np.where(split.labels, -scores, scores)).mean())
     found = baselines.score((scores > 0).astype(int), split.labels)
     mean = run.losses[0] / max(1, run.losses[1])
-    lr = train.learning_rate(run.step - 1, run.args)
+    lr = run.optimizer.param_groups[0]["lr"]
     row = [run.step, round(run.seconds, 2), mean, loss, found.accuracy, found.f1, lr]
     run.history.append(row)
     run.losses = (0.0, 0)

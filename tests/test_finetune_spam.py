@@ -350,6 +350,7 @@ def test_adapters_are_judged_with_their_base(mods, messages, base, run_main, tmp
         ("--dataset no.tsv", "no.tsv"),
         ("--checkpoint no.pt", "no.pt"),
         ("--resume no.pt", "no.pt"),
+        ("--optimizer sgd", "--optimizer sgd"),
         ("--hidden-size 10 --heads 4", "--hidden-size 10"),
         ("--ask hello", "no checkpoint"),
     ],
@@ -375,5 +376,7 @@ def test_other_errors_are_one_line(mods, messages, base, run_main, tmp_path):
     assert run_main(mods.finetune_spam, words(TINY), flags, "--epochs 1").status == 0
     result = run_main(mods.finetune_spam, "--resume", tmp_path / "run" / "last.pt", "--lr 0.3")
     assert_one_line_error(result, "--lr 0.3")
+    result = run_main(mods.finetune_spam, "--resume", tmp_path / "run" / "last.pt", "--out x")
+    assert_one_line_error(result, "--out x")
     with pytest.raises(UserError, match="no head for spam"):
         mods.finetune_spam.load_classifier(base, "cpu")
