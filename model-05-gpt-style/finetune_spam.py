@@ -171,12 +171,13 @@ def batches(lengths: list[int], size: int, dice: np.random.Generator) -> list[np
     return [found[i] for i in dice.permutation(len(found))]
 
 
-def pad(rows: list[list[int]], device: str = "cpu") -> tuple[Tensor, Tensor]:
+def pad(rows: list[list[int]], context: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Messages of different lengths -> tokens (B, T), padded behind with 0, and lengths (B,)
 
-    T is a multiple of 16: for each new shape the CPU's library plans its matrix products anew.
+    T is a multiple of 16, or the context: for each new shape the CPU's library plans its matrix
+    products anew.
     """
-    longest = -(-max(map(len, rows)) // 16) * 16
+    longest = min(context, -(-max(map(len, rows)) // 16) * 16)
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     return tokens, torch.tensor([len(row) for row in rows], device=device)
 
@@ -438,7 +439,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
         order = np.random.default_rng([args.seed, epoch])
         run.epoch = epoch, rows, batches([len(row) for row in rows], args.batch_size, order)
     _, rows, places = run.epoch
-    tokens, lengths = pad([rows[i] for i in places[number]], run.device)
+    tokens, lengths = pad([rows[i] for i in places[number]], run.model.context, run.device)
     return tokens, lengths, torch.from_numpy(messages.labels[places[number]]).to(run.device)
 
 
@@ -509,7 +510,7 @@ def scores_of(run: Run, texts: list[str], batch_size: int = 64) -> np.ndarray:
     for at in range(0, len(order), batch_size):
         some = order[at : at + batch_size]
         with train.autocast(run):
-            found = run.model(*pad([rows[i] for i in some], run.device))
+            found = run.model(*pad([rows[i] for i in some], run.model.context, run.device))
         scores[some] = found.cpu().numpy()
     run.model.train()
     return scores
@@ -688,7 +689,7 @@ def answer(args: argparse.Namespace) -> None:
     device = generate.pick_device(args.device)
     path = Path(args.out or HERE / "checkpoints" / "spam") / "best.pt"
     model, tokenizer = load_classifier(path, device)
-    tokens, lengths = pad([encode(tokenizer, args.ask, model.context)], device)
+    tokens, lengths = pad([encode(tokenizer, args.ask, model.context)], model.context, device)
     with torch.inference_mode():
         spam = model(tokens, lengths).sigmoid().item()
     print(f"{LABELS[spam > 0.5]} (spam with probability {spam:.3f})")

@@ -156,15 +156,15 @@ def test_the_head_reads_what_the_read_out_would(mods):
 def test_messages_in_a_batch_are_judged_as_alone(mods):
     rows = [[1, 2, 3], [4] * 20, [5], [6, 7] * 8]
     model = new_classifier(mods)
-    together, _ = model(*mods.finetune_spam.pad(rows))
+    together, _ = model(*mods.finetune_spam.pad(rows, 40))
     for row, found in zip(rows, together, strict=True):
-        alone, _ = model(*mods.finetune_spam.pad([row]))
+        alone, _ = model(*mods.finetune_spam.pad([row], 40))
         torch.testing.assert_close(found, alone[0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_of_the_language_model_leaves_padding_out(mods):
     model, rows = new_classifier(mods), [[1, 2, 3, 4], [5, 6]]
-    tokens, lengths = mods.finetune_spam.pad(rows)
+    tokens, lengths = mods.finetune_spam.pad(rows, 40)
     _, hidden = model(tokens, lengths)
     found = mods.finetune_spam.lm_loss(model, hidden, tokens, lengths)
     nats = []
@@ -173,6 +173,15 @@ def test_the_loss_of_the_language_model_leaves_padding_out(mods):
         logs = model.read_out(h)[0].log_softmax(-1)
         nats += [-logs[i, row[i + 1]] for i in range(len(row) - 1)]
     torch.testing.assert_close(found, torch.stack(nats).mean(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", [8, 16, 40])
+def test_padding_ends_where_the_places_do(mods, context):
+    for length in range(1, context + 1):
+        tokens, lengths = mods.finetune_spam.pad([[1], [2] * length], context)
+        assert length <= tokens.size(1) <= context and lengths.tolist() == [1, length]
+        assert tokens.size(1) in (context, 16, 32)
+        assert tokens[0].sum() == 1 and tokens[1].sum() == 2 * length
 
 
 @pytest.mark.parametrize("mode", ["head", "last-block", "all", "lora"])
@@ -334,7 +343,7 @@ def test_adapters_are_judged_with_their_base(mods, messages, base, run_main, tmp
     out = tmp_path / "merged.pt"
     assert run_main(mods.lora, "--merge", [base, tmp_path / "best.pt"], "--out", out).status == 0
     merged, _, _ = mods.generate.load_checkpoint(out)
-    rows = mods.finetune_spam.pad([mods.finetune_spam.encode(tokenizer, "Win now", 60)])
+    rows = mods.finetune_spam.pad([mods.finetune_spam.encode(tokenizer, "Win now", 60)], 60)
     twin = mods.finetune_spam.Classifier(merged)
     twin.head.load_state_dict(model.members[0].head.state_dict())
     ham, spam = twin(*rows)[0][0]

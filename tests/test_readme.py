@@ -68,11 +68,13 @@ def house(tmp_path_factory, trained_of, text_file) -> Path:
     rows = "".join(f"{label}\t{text}\n" for label, text in some_messages(150))
     (house / "messages.tsv").write_text(rows, encoding="utf-8")
     shutil.copy(house / "messages.tsv", text_file.parent)
+    script = house / MODELS[4].folder / "finetune_spam.py"
+    checkpoints = script.parent / "checkpoints"  # a base that no other command replaces
+    shutil.copy(checkpoints / "best.pt", checkpoints / "base.pt")
     for mode, out in (("all", "spam"), ("lora", "spam-lora")):  # what lora.py looks at
-        script = house / MODELS[4].folder / "finetune_spam.py"
-        start = f"--checkpoint checkpoints/best.pt --train {mode} --epochs 1 --device cpu"
+        start = f"--checkpoint checkpoints/base.pt --train {mode} --epochs 1 --device cpu"
         flags = [*words(start), "--dataset", house / "messages.tsv"]
-        done = run_script(script, flags, "--out", script.parent / "checkpoints" / out)
+        done = run_script(script, flags, "--out", checkpoints / out)
         assert done.status == 0, done
     return house
 
@@ -110,6 +112,8 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
         messages = text_file.parent / "messages.tsv"
         out = ["--out", str(messages.parent / "out")]
         return [*arguments, *own, "--epochs", "1", "--dataset", str(messages), *out]
+    if script == "lora.py":
+        return [each.replace("checkpoints/best.pt", "checkpoints/base.pt") for each in arguments]
     if script == "quantize.py":
         return [*without(arguments, "--dataset"), "--dataset", str(text_file)]
     if script == "ngram.py":
