@@ -60,13 +60,13 @@ LABELS = ("ham", "spam")
 PRESETS = {  # of the model from nothing, and of its training
     "tiny": dict(
         vocab_size=300, hidden_size=16, layers=1, heads=2, dropout=0.1, context=64, epochs=2,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9, disguise=0.3, noise=0.1,
-        lm_weight=1.0, members=2,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.9,
+        disguise=0.3, noise=0.1, lm_weight=1.0, members=2,
     ),
     "small": dict(
         vocab_size=1024, hidden_size=64, layers=2, heads=4, dropout=0.1, context=256, epochs=8,
-        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99, disguise=0.3, noise=0.1,
-        lm_weight=1.0, members=3,
+        batch_size=32, lr=0.005, weight_decay=0.1, optimizer="muon", average=0.99,
+        disguise=0.3, noise=0.1, lm_weight=1.0, members=3,
     ),
 }  # fmt: skip
 TUNED = dict(members=1, disguise=0.0, noise=0.0, lm_weight=0.0, average=0.9, epochs=6, dropout=0.0)
@@ -81,8 +81,8 @@ SHAPE = ("hidden_size", "layers", "heads", "context")
 OWN = ("vocab_size", *SHAPE, "members")  # settings of a new model
 SETTINGS = (
     "dataset", "preset", "checkpoint", "train", *OWN, "dropout", *ADAPTERS, "targets", "epochs",
-    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "noise", "lm_weight", "seed",
-    "dtype",
+    "batch_size", "lr", "weight_decay", "optimizer", "average", "disguise", "noise",
+    "lm_weight", "seed", "dtype",
 )  # fmt: skip
 COLUMNS = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "val_f1", "learning_rate")
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of logistic regression, tried on the validation split
@@ -171,12 +171,13 @@ def batches(lengths: list[int], size: int, dice: np.random.Generator) -> list[np
     return [found[i] for i in dice.permutation(len(found))]
 
 
-def pad(rows: list[list[int]], device: str = "cpu") -> tuple[Tensor, Tensor]:
+def pad(rows: list[list[int]], context: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Messages of different lengths -> tokens (B, T), padded behind with 0, and lengths (B,)
 
-    T is a multiple of 16: for each new shape the CPU's library plans its matrix products anew.
+    T is a multiple of 16, or the context: for each new shape the CPU's library plans its matrix
+    products anew.
     """
-    longest = -(-max(map(len, rows)) // 16) * 16
+    longest = min(context, -(-max(map(len, rows)) // 16) * 16)
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     return tokens, torch.tensor([len(row) for row in rows], device=device)
 
@@ -354,7 +355,9 @@ def prepare(args: argparse.Namespace) -> Run:
     out = Path(args.out or HERE / "checkpoints" / "spam")
     if args.resume:
         path = generate.find(args.resume)
-        saved, out = generate.read_checkpoint(path, device), Path(args.out or path.parent)
+        saved, out = generate.read_checkpoint(path, device), path.parent
+        if args.out and Path(args.out).resolve() != out.resolve():
+            raise UserError(f"--out {args.out}: a run goes on in its own folder: leave it out")
         if "spam" not in saved or "rng" not in saved:
             raise UserError(f"{path} is no last.pt of finetune_spam.py: give one to resume")
     settle(args, saved and saved["spam"])
@@ -436,7 +439,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
         order = np.random.default_rng([args.seed, epoch])
         run.epoch = epoch, rows, batches([len(row) for row in rows], args.batch_size, order)
     _, rows, places = run.epoch
-    tokens, lengths = pad([rows[i] for i in places[number]], run.device)
+    tokens, lengths = pad([rows[i] for i in places[number]], run.model.context, run.device)
     return tokens, lengths, torch.from_numpy(messages.labels[places[number]]).to(run.device)
 
 
@@ -452,11 +455,16 @@ def blur(run: Run, tokens: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(hit.to(run.device), others.to(run.device), tokens)
 
 
+def learning_rate(run: Run) -> float:
+    """That of train.py, which rises over a tenth of the steps where these are few."""
+    return train.learning_rate(run.step, run.args, warmup=min(50, run.args.steps // 10))
+
+
 def train_step(run: Run) -> float:
     """One update of the weights. Returns the loss of the labels before it, in nats."""
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = train.learning_rate(run.step, run.args, warmup=min(50, run.args.steps // 10))
+        group["lr"] = learning_rate(run)
 
     # (2) batch
     tokens, lengths, labels = get_batch(run)
@@ -502,7 +510,7 @@ def scores_of(run: Run, texts: list[str], batch_size: int = 64) -> np.ndarray:
     for at in range(0, len(order), batch_size):
         some = order[at : at + batch_size]
         with train.autocast(run):
-            found = run.model(*pad([rows[i] for i in some], run.device))
+            found = run.model(*pad([rows[i] for i in some], run.model.context, run.device))
         scores[some] = found.cpu().numpy()
     run.model.train()
     return scores
@@ -515,7 +523,7 @@ def evaluate(run: Run) -> None:
     loss = float(np.logaddexp(0, np.where(split.labels, -scores, scores)).mean())
     found = baselines.score((scores > 0).astype(int), split.labels)
     mean = run.losses[0] / max(1, run.losses[1])
-    lr = train.learning_rate(run.step - 1, run.args)
+    lr = run.optimizer.param_groups[0]["lr"]
     row = [run.step, round(run.seconds, 2), mean, loss, found.accuracy, found.f1, lr]
     run.history.append(row)
     run.losses = (0.0, 0)
@@ -681,7 +689,7 @@ def answer(args: argparse.Namespace) -> None:
     device = generate.pick_device(args.device)
     path = Path(args.out or HERE / "checkpoints" / "spam") / "best.pt"
     model, tokenizer = load_classifier(path, device)
-    tokens, lengths = pad([encode(tokenizer, args.ask, model.context)], device)
+    tokens, lengths = pad([encode(tokenizer, args.ask, model.context)], model.context, device)
     with torch.inference_mode():
         spam = model(tokens, lengths).sigmoid().item()
     print(f"{LABELS[spam > 0.5]} (spam with probability {spam:.3f})")

@@ -29,7 +29,7 @@ def mods() -> SimpleNamespace:
 def some_messages(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Ham and spam that a word tells apart, most of the time."""
     dice, rows = Random(seed), []
-    nice, bad = "home lunch see you ok later love".split(), "win prize free claim call now".split()
+    nice, bad = words("home lunch see you ok later love"), words("win prize free claim call now")
     for _ in range(count):
         label = "spam" if dice.random() < 0.3 else "ham"
         pool = bad if label == "spam" else nice
@@ -156,15 +156,15 @@ def test_the_head_reads_what_the_read_out_would(mods):
 def test_messages_in_a_batch_are_judged_as_alone(mods):
     rows = [[1, 2, 3], [4] * 20, [5], [6, 7] * 8]
     model = new_classifier(mods)
-    together, _ = model(*mods.finetune_spam.pad(rows))
+    together, _ = model(*mods.finetune_spam.pad(rows, 40))
     for row, found in zip(rows, together, strict=True):
-        alone, _ = model(*mods.finetune_spam.pad([row]))
+        alone, _ = model(*mods.finetune_spam.pad([row], 40))
         torch.testing.assert_close(found, alone[0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_of_the_language_model_leaves_padding_out(mods):
     model, rows = new_classifier(mods), [[1, 2, 3, 4], [5, 6]]
-    tokens, lengths = mods.finetune_spam.pad(rows)
+    tokens, lengths = mods.finetune_spam.pad(rows, 40)
     _, hidden = model(tokens, lengths)
     found = mods.finetune_spam.lm_loss(model, hidden, tokens, lengths)
     nats = []
@@ -173,6 +173,15 @@ def test_the_loss_of_the_language_model_leaves_padding_out(mods):
         logs = model.read_out(h)[0].log_softmax(-1)
         nats += [-logs[i, row[i + 1]] for i in range(len(row) - 1)]
     torch.testing.assert_close(found, torch.stack(nats).mean(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", [8, 16, 40])
+def test_padding_ends_where_the_places_do(mods, context):
+    for length in range(1, context + 1):
+        tokens, lengths = mods.finetune_spam.pad([[1], [2] * length], context)
+        assert length <= tokens.size(1) <= context and lengths.tolist() == [1, length]
+        assert tokens.size(1) in (context, 16, 32)
+        assert tokens[0].sum() == 1 and tokens[1].sum() == 2 * length
 
 
 @pytest.mark.parametrize("mode", ["head", "last-block", "all", "lora"])
@@ -334,7 +343,7 @@ def test_adapters_are_judged_with_their_base(mods, messages, base, run_main, tmp
     out = tmp_path / "merged.pt"
     assert run_main(mods.lora, "--merge", [base, tmp_path / "best.pt"], "--out", out).status == 0
     merged, _, _ = mods.generate.load_checkpoint(out)
-    rows = mods.finetune_spam.pad([mods.finetune_spam.encode(tokenizer, "Win now", 60)])
+    rows = mods.finetune_spam.pad([mods.finetune_spam.encode(tokenizer, "Win now", 60)], 60)
     twin = mods.finetune_spam.Classifier(merged)
     twin.head.load_state_dict(model.members[0].head.state_dict())
     ham, spam = twin(*rows)[0][0]
@@ -350,6 +359,7 @@ def test_adapters_are_judged_with_their_base(mods, messages, base, run_main, tmp
         ("--dataset no.tsv", "no.tsv"),
         ("--checkpoint no.pt", "no.pt"),
         ("--resume no.pt", "no.pt"),
+        ("--optimizer sgd", "--optimizer sgd"),
         ("--hidden-size 10 --heads 4", "--hidden-size 10"),
         ("--ask hello", "no checkpoint"),
     ],
@@ -375,5 +385,7 @@ def test_other_errors_are_one_line(mods, messages, base, run_main, tmp_path):
     assert run_main(mods.finetune_spam, words(TINY), flags, "--epochs 1").status == 0
     result = run_main(mods.finetune_spam, "--resume", tmp_path / "run" / "last.pt", "--lr 0.3")
     assert_one_line_error(result, "--lr 0.3")
+    result = run_main(mods.finetune_spam, "--resume", tmp_path / "run" / "last.pt", "--out x")
+    assert_one_line_error(result, "--out x")
     with pytest.raises(UserError, match="no head for spam"):
         mods.finetune_spam.load_classifier(base, "cpu")

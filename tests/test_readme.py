@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, QUICK, ROOT, Spec, environment, modules, words
+from conftest import MODELS, QUICK, ROOT, Spec, environment, modules, run_script, words
+from test_finetune_spam import some_messages
 from test_instructions import write_start
 
 from shared.data.download import text_names
@@ -70,6 +71,17 @@ def house(tmp_path_factory, trained_of, text_file) -> Path:
         shutil.copy(start, known / name / "best.pt")
     for folder in [house, *(house / model.folder for model in MODELS)]:
         shutil.copy(text_file, folder / "my_novel.txt")
+    rows = "".join(f"{label}\t{text}\n" for label, text in some_messages(150))
+    (house / "messages.tsv").write_text(rows, encoding="utf-8")
+    shutil.copy(house / "messages.tsv", text_file.parent)
+    script = house / MODELS[4].folder / "finetune_spam.py"
+    checkpoints = script.parent / "checkpoints"  # a base that no other command replaces
+    shutil.copy(checkpoints / "best.pt", checkpoints / "base.pt")
+    for mode, out in (("all", "spam"), ("lora", "spam-lora")):  # what lora.py looks at
+        start = f"--checkpoint checkpoints/base.pt --train {mode} --epochs 1 --device cpu"
+        flags = [*words(start), "--dataset", house / "messages.tsv"]
+        done = run_script(script, flags, "--out", checkpoints / out)
+        assert done.status == 0, done
     return house
 
 
@@ -107,6 +119,16 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
         dataset = ["--dataset", "tales"] if "--dataset" in arguments else []
         arguments = [*without(arguments, "--dataset"), *dataset, "--preset", "tiny"]
         return [*arguments, *words("--test 2 --examples 8 --dtype float32")]
+    if script == "finetune_spam.py" and "--ask" not in arguments:
+        arguments = without(arguments, "--epochs", "--dataset", "--out")
+        own = [] if "--checkpoint" in arguments else ["--preset", "tiny"]
+        messages = text_file.parent / "messages.tsv"
+        out = ["--out", str(messages.parent / "out")]
+        return [*arguments, *own, "--epochs", "1", "--dataset", str(messages), *out]
+    if script == "lora.py":
+        return [each.replace("checkpoints/best.pt", "checkpoints/base.pt") for each in arguments]
+    if script == "quantize.py":
+        return [*without(arguments, "--dataset"), "--dataset", str(text_file)]
     if script == "ngram.py":
         name = ["--dataset", str(text_file)]
         return [*without(arguments, "--dataset"), *name]
