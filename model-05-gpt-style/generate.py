@@ -38,6 +38,7 @@ import torch
 from llama import Llama
 from model import GPT, Cache, State
 from pretrained import load_pretrained
+from quantize import SCHEMES, quantize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -181,11 +182,10 @@ def seconds_of_product(dtype: torch.dtype) -> float:
     return min(times)
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
-    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+def read_checkpoint(path: Path, device: str = "cpu") -> dict:
+    """What write_checkpoint of train.py wrote. Raises UserError for a missing or damaged file.
 
-    Raises UserError if the file is missing, damaged, foreign or of another model. The last bytes
-    of a checkpoint are the SHA-256 of those before; and with weights_only=True torch.load makes
+    The last bytes are the SHA-256 of those before; and with weights_only=True torch.load makes
     tensors and plain values only, so no code in a file ever runs.
     """
     if not path.is_file():
@@ -199,18 +199,32 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
             raise UserError(damaged)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise UserError(damaged)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than plain values: do not trust it") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
+        raise UserError(damaged) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(damaged)
+    return checkpoint
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
+    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+
+    Raises UserError if the file is missing, damaged, foreign or of another model.
+    """
+    checkpoint = read_checkpoint(path, device)
+    try:
         kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
         if kind[1] not in MODELS or kind[::2] != (FORMAT, VERSION):
             raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = MODELS[kind[1]](**checkpoint["config"]).to(device)
         model.load_state_dict(checkpoint["model"])
         tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than plain values: do not trust it") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
-        raise UserError(damaged) from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise UserError(
+            f"{path} is no whole checkpoint of this project: use another, or train again"
+        ) from None
     return model.eval(), tokenizer, checkpoint
 
 
@@ -222,7 +236,11 @@ def load(args: argparse.Namespace, device: str = "cpu") -> tuple[Model, Tokenize
         model, *rest = load_pretrained(args.pretrained, device)
     else:
         model, *rest = load_checkpoint(find(args.checkpoint), device)
-    return model.to(getattr(torch, args.dtype)) if args.dtype else model, *rest
+    if args.dtype:
+        model.to(getattr(torch, args.dtype))
+    if args.quantize:
+        quantize(model, args.quantize)
+    return model, *rest
 
 
 def edges(checkpoint: dict) -> tuple[list[int], list[int]]:
@@ -412,6 +430,10 @@ def add_device_flag(parser: Arguments) -> None:
     parser.choice("--device", "a GPU if there is one", ["auto", "cpu", "cuda", "mps"], "auto")
 
 
+def add_quantize_flag(parser: Arguments) -> None:
+    parser.choice("--quantize", "the blocks' weights in fewer bits (as they are)", list(SCHEMES))
+
+
 def add_dtype_flag(parser: Arguments) -> None:
     # A token costs reading all weights once: in half the bytes, about half the time.
     help = "of the weights (that of the file); bfloat16 is faster than float32 and less exact"
@@ -426,6 +448,7 @@ def main() -> None:
     add_sampling_flags(parser, length=500)
     parser.text("--unk", "write <unk> as well", action="store_true", default=False)
     add_device_flag(parser)
+    add_quantize_flag(parser)
     add_dtype_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load(args, pick_device(args.device))

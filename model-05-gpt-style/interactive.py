@@ -5,6 +5,10 @@ Now is the winter ...                  <- streamed as it is drawn
 you > KING RICHARD:                    <- goes on from all that stands there
 you > /temperature 0.5
 
+New since model 04: a model that finetune_instruct.py made is told what to do. Each line goes into
+the template that it knows, its reply ends at the end mark, and of earlier exchanges it reads the
+latest that fit into its context.
+
 python interactive.py --checkpoint checkpoints/best.pt
 python interactive.py --length 200 --top-k 40
 python interactive.py --pretrained gpt2
@@ -21,6 +25,7 @@ from generate import (
     add_device_flag,
     add_dtype_flag,
     add_model_flags,
+    add_quantize_flag,
     add_sampling_flags,
     command,
     edges,
@@ -32,6 +37,7 @@ from generate import (
     remember,
     show,
 )
+from instruction_data import END, end_of, prompt_of
 
 from shared import UserError
 
@@ -69,21 +75,37 @@ def set_option(parser: Arguments, options: dict, line: str) -> str:
     return "  " + "  ".join(f"{k.replace('_', '-')} {v}" for k, v in options.items())
 
 
+def in_template(tokenizer, template: str, said: list[int], line: str, room: int) -> list[int]:
+    """The latest exchanges that leave `room` tokens in all, then the line in its template."""
+    end, new = end_of(tokenizer), tokenizer.encode(prompt_of(template, line))
+    if said and said[-len(end) :] != end:  # it was interrupted
+        said = said + end
+    while said and len(said) + len(new) > room:  # forget the earliest exchange
+        ends = [i for i in range(len(end), len(said) + 1) if said[i - len(end) : i] == end]
+        said = said[ends[0] :]
+    return said + new
+
+
 def reply(
     model, tokenizer, line: str, options: dict, turns: list[list[int]], stops: list[str],
-    ends: list[int],
+    ends: list[int], template: str | None = None,
 ) -> None:  # fmt: skip
     """Go on from all that was said and the line, which begins a new one if anything was said.
 
     Prints each token as it is drawn; Ctrl-C ends it early. turns: all that was said, in tokens,
-    as it stood at the start and after each reply. ends: tokens after which it is over.
+    as it stood at the start and after each reply. ends: tokens after which it is over. template:
+    that of a model that is told what to do; its line is not shown again.
     """
     seed = torch.seed() % 2**31 if options["seed"] is None else options["seed"]
     said = turns[-1]
     try:
-        new = encode_prompt(tokenizer, "\n" + line if len(turns) > 1 and line else line)
-        turns.append(said + new or opening(tokenizer))
-        print(line, end="", flush=True)
+        if template:
+            room = model.context - options["length"]
+            turns.append(in_template(tokenizer, template, said, line, room))
+        else:
+            new = encode_prompt(tokenizer, "\n" + line if len(turns) > 1 and line else line)
+            turns.append(said + new or opening(tokenizer))
+            print(line, end="", flush=True)
         start = list(turns[-1])
         how = {**options, "seed": seed, "never": tokenizer.unk_id, "ends": ends}
         tokens = generate(model, start, **how)
@@ -100,6 +122,7 @@ def main() -> None:
     add_model_flags(parser)
     add_sampling_flags(parser, length=300)
     add_device_flag(parser)
+    add_quantize_flag(parser)
     add_dtype_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load(args, pick_device(args.device))
@@ -107,9 +130,12 @@ def main() -> None:
     names = ("length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     first = {key: getattr(args, key) for key in names}
     options, turns = dict(first), [begin]
+    template = checkpoint.get("template")
+    stops = (args.stop or []) + ([END] if template else [])
     name, steps = checkpoint["dataset"]["name"], checkpoint["progress"]["step"]
     trained = "published" if args.pretrained else f"trained on {name} for {steps} steps"
-    print(f"{checkpoint['architecture']}, {trained}. Begin a line, it goes on. /help, /quit")
+    to_do = "Tell it what to do" if template else "Begin a line, it goes on"
+    print(f"{checkpoint['architecture']}, {trained}. {to_do}. /help, /quit")
     while True:
         try:
             line = input("you > " if sys.stdin.isatty() else "")
@@ -130,7 +156,7 @@ def main() -> None:
         elif line.startswith("/"):
             print(set_option(parser, options, line.strip()))
         else:
-            reply(model, tokenizer, line, options, turns, args.stop or [], ends)
+            reply(model, tokenizer, line, options, turns, stops, ends, template)
 
 
 if __name__ == "__main__":

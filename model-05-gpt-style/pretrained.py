@@ -669,6 +669,7 @@ def main() -> None:
     args = parser.parse()
     if not args.pretrained and not args.export_hf:
         raise UserError("nothing to do: give --pretrained, or --export-hf")
+    args.quantize = None  # what that makes is a format of ours
     model, tokenizer, about = generate.load(args)
     size = sum(weight.nbytes for weight in model.parameters())
     number = sum(weight.numel() for weight in model.parameters())

@@ -530,8 +530,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Plain tensors and plain values, then the SHA-256 of all that; the whole file or none."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+
+
 def save_checkpoint(run: Run, name: str) -> None:
-    """All it takes to go on exactly from here: plain tensors and plain values, then a SHA-256.
+    """All it takes to go on exactly from here.
 
     All processes give what they have of it, the first one writes.
     """
@@ -552,13 +561,8 @@ def save_checkpoint(run: Run, name: str) -> None:
         "progress": {name: getattr(run, name) for name in PROGRESS},
         "rng": rng,
     }
-    if run.rank:
-        return
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    with replacing(run.out / name) as temporary, temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+    if not run.rank:
+        write_checkpoint(run.out / name, checkpoint)
 
 
 def restore(run: Run, checkpoint: dict) -> None:

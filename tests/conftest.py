@@ -81,6 +81,8 @@ MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
     *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
     *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
+    *("quantize", "lora", "baselines", "finetune_spam"),
+    *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
 )
 
 
@@ -262,7 +264,30 @@ def house(tmp_path_factory: pytest.TempPathFactory, trained_of: Callable, text_f
         shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
     for folder in [house, *(house / model.folder for model in MODELS)]:
         shutil.copy(text_file, folder / "my_novel.txt")
+    finetuned(house / MODELS[4].folder, text_file.parent)
     return house
+
+
+def finetuned(folder: Path, texts: Path) -> None:
+    """What a README of model 05 calls its fine-tuned models, tiny, in its checkpoints/."""
+    from test_finetune_spam import some_messages  # which need this file
+    from test_instructions import write_start
+
+    checkpoints = folder / "checkpoints"
+    (unfinished := folder.parent.parent / "start").mkdir()
+    start = write_start(unfinished)  # a model that knows a template
+    for name in ("base", "instruct", "dpo", "grpo"):
+        (checkpoints / name).mkdir()
+        shutil.copy(start, checkpoints / name / "best.pt")
+    rows = "".join(f"{label}\t{text}\n" for label, text in some_messages(150))
+    for place in (folder.parent, texts):
+        (place / "messages.tsv").write_text(rows, encoding="utf-8")
+    shutil.copy(checkpoints / "best.pt", checkpoints / "base.pt")  # no other command replaces it
+    for mode, out in (("all", "spam"), ("lora", "spam-lora")):  # what lora.py looks at
+        flags = f"--checkpoint checkpoints/base.pt --train {mode} --epochs 1 --device cpu"
+        flags = [*words(flags), "--dataset", folder.parent / "messages.tsv"]
+        done = run_script(folder / "finetune_spam.py", flags, "--out", checkpoints / out)
+        assert done.status == 0, done
 
 
 @pytest.fixture

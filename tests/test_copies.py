@@ -49,6 +49,8 @@ MAY_DIFFER = {
         "show": "model 05 stops at strings",
         "until": "model 05 stops at strings",
         "add_sampling_flags": "model 05 has more of them",
+        "read_checkpoint": "model 05 has several kinds of checkpoints",
+        "add_quantize_flag": "model 05 can be quantized",
         "add_dtype_flag": "model 05 is large enough that reading its weights is what takes time",
         "load": "model 05 reads published models",
         "edges": "published models have tokens around a text",
@@ -89,6 +91,7 @@ MAY_DIFFER = {
         "compiled": "of the processes of model 05 each has a share",
         "init_from": "model 05 starts from weights that are there",
         "shortened": "model 05 starts from weights that are there",
+        "write_checkpoint": "model 05 has several kinds of checkpoints",
         "share_of_peak": "model 05 says how well it uses a GPU",
     },
     "interactive.py": {

@@ -78,6 +78,23 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
         return [*arguments, "--steps", "3", "--eval-every", "3"]
     if script in ("generate.py", "interactive.py"):
         return [*without(arguments, "--length"), "--length", "20"]
+    if script == "instruction_data.py" and "--base" in arguments:
+        return [*without(arguments, "--size"), "--size", "20000"]
+    if script in ("finetune_instruct.py", "finetune_dpo.py", "finetune_grpo.py"):
+        arguments = without(arguments, "--examples", "--test", "--steps")
+        dataset = ["--dataset", "tales"] if "--dataset" in arguments else []
+        arguments = [*without(arguments, "--dataset"), *dataset, "--preset", "tiny"]
+        return [*arguments, *words("--test 2 --examples 8 --dtype float32")]
+    if script == "finetune_spam.py" and "--ask" not in arguments:
+        arguments = without(arguments, "--epochs", "--dataset", "--out")
+        own = [] if "--checkpoint" in arguments else ["--preset", "tiny"]
+        messages = text_file.parent / "messages.tsv"
+        out = ["--out", str(messages.parent / "out")]
+        return [*arguments, *own, "--epochs", "1", "--dataset", str(messages), *out]
+    if script == "lora.py":
+        return [each.replace("checkpoints/best.pt", "checkpoints/base.pt") for each in arguments]
+    if script == "quantize.py":
+        return [*without(arguments, "--dataset"), "--dataset", str(text_file)]
     if script == "ngram.py":
         name = ["--dataset", str(text_file)]
         return [*without(arguments, "--dataset"), *name]
