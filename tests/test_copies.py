@@ -95,6 +95,7 @@ MAY_DIFFER = {
         "share_of_peak": "model 05 says how well it uses a GPU",
     },
     "interactive.py": {
+        "in_template": "model 05 can be told what to do",
         "reply": "what of a conversation is kept",
         "look": "from model 04 on, there is more to look at",
         "main": "from model 04 on, there are more commands",
