@@ -835,7 +835,8 @@ def measure_recall(run: Run, ngram: NGram, count: int = 600) -> None:
     probes, contexts, choices = recall_probes(count), [], []
     for probe in probes:
         texts = [run.tokenizer.encode(probe.prompt + candidate) for candidate in probe.candidates]
-        same = len(os.path.commonprefix(texts))  # up to the token in which the candidates differ
+        # up to the token in which they differ, if they do: all may be <unk>
+        same = len(os.path.commonprefix([text[:-1] for text in texts]))
         contexts.append(texts[0][:same])
         choices.append([text[same] for text in texts])
     counted = [ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context in contexts]

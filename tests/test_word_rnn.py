@@ -83,3 +83,11 @@ def test_the_map_keeps_the_directions_of_greatest_variance(mods):
     torch.testing.assert_close(
         torch.cdist(points, points), torch.cdist(plane, plane), atol=0.1, rtol=0
     )
+
+
+@pytest.mark.slow
+def test_recall_is_measured_where_all_answers_are_unknown_words(mods, run_main, tmp_path):
+    flags = "--preset tiny --vocab-size 50 --steps 2 --dataset tales --device cpu --out"
+    result = run_main(mods.train, flags, tmp_path)
+    assert result.status == 0, result
+    assert (tmp_path / "recall.csv").stat().st_size > 10_000
