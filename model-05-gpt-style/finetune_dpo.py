@@ -163,7 +163,7 @@ def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
 def rewards(run: Run, pairs: list[tuple[Row, Row]]) -> Tensor:
     """beta * (ln p_policy - ln p_reference): (2, B), of the chosen and of the rejected"""
     rows = [row for part in zip(*pairs, strict=True) for row in part]  # all chosen, all rejected
-    inputs, targets = instructions.collate(rows, True, run.device)
+    inputs, targets = instructions.collate(rows, True, run.device, run.model.context)
     with train.autocast(run):
         policy = log_probs(run.model(inputs)[0], targets)
         with torch.no_grad():

@@ -282,7 +282,9 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor]:
     dice = np.random.default_rng([run.args.seed, epoch])
     rows = run.rows["train"]
     places = batches([len(row.tokens) for row in rows], run.args.batch_size, dice)[number]
-    return instructions.collate([rows[i] for i in places], run.args.mask_instructions, run.device)
+    return instructions.collate(
+        [rows[i] for i in places], run.args.mask_instructions, run.device, run.model.context
+    )
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -332,7 +334,9 @@ def response_loss(run: Run) -> float:
     nats, count, size = 0.0, 0, run.args.batch_size
     rows = sorted(run.rows["valid"], key=lambda row: len(row.tokens))
     for at in range(0, len(rows), size):
-        inputs, targets = instructions.collate(rows[at : at + size], True, run.device)
+        inputs, targets = instructions.collate(
+            rows[at : at + size], True, run.device, run.model.context
+        )
         with train.autocast(run):
             logits, _ = run.model(inputs)
         nats += train.loss_of(logits, targets, "sum").item()
@@ -460,7 +464,7 @@ def bits_per_char(base: Model, tokenizer: Tokenizer, texts: list[str], size: int
     rows.sort(key=lambda row: len(row.tokens))
     nats, device = 0.0, next(base.parameters()).device
     for at in range(0, len(rows), size):
-        inputs, targets = instructions.collate(rows[at : at + size], True, device)
+        inputs, targets = instructions.collate(rows[at : at + size], True, device, base.context)
         nats += train.loss_of(base(inputs)[0], targets, "sum").item()
     return nats / math.log(2) / max(1, sum(map(len, texts)))
 
