@@ -9,12 +9,10 @@ on examples of instructions that were obeyed. What is new is in instruction_data
 around the instruction, an end mark behind the response, and a mask that keeps the loss to the
 response. --lora trains adapters only (lora.py); --qlora the same over weights in 4 bits.
 
-Start from a model that train.py made. For instructions about `tales` this is a good one:
+Start from a model that train.py made; README.md has the commands for one that fits `tales`.
 
-    python instruction_data.py --base base.txt
-    python train.py --dataset base.txt --tokenizer word --context 320 --batch-size 8 \\
-        --hidden-size 128 --layers 4 --dropout 0 --weight-decay 0.2 --copy pointer --steps 1500
-    python finetune_instruct.py --checkpoint checkpoints/best.pt
+    python finetune_instruct.py --checkpoint checkpoints/base/best.pt
+    python finetune_instruct.py --checkpoint checkpoints/base/best.pt --lora --rank 16
     python interactive.py --checkpoint checkpoints/instruct/best.pt
 
 Shapes: B batch, T time, V vocabulary

@@ -1,18 +1,20 @@
-"""Instructions, and what becomes of them before a model reads them.
+r"""Instructions, and what becomes of them before a model reads them.
 
-    instruction   Write a tale about a fox named Pip who lost a compass.
-    template      ### Instruction:\\nWrite ... compass.\\n\\n### Response:\\n
-    example       ### Response: \\n  Pip   the   fox   ...  bed   .   \\n   END   .    .
-    target              0    0   Pip   the   fox   ...  bed   .   \\n   END  -100 -100
-                  `---------- prompt ---------'`---------- response ---------'`padding'
-    masked            -100 -100  Pip   the   fox   ...  bed   .   \\n   END  -100 -100
+    instruction   Write a tale about a fox named Pip who lost a straw hat.
+    template      ... ### Instruction:\nWrite a tale ... straw hat.\n\n### Response:\n
+
+    input    Below  is   ...  Response:  \n   Pip  the  ...  bed  .   \n     0     0
+    target   is     an   ...  \n         Pip  the  fox  ...  .    \n  END -100  -100
+    masked   -100  -100  ...  -100       Pip  the  fox  ...  .    \n  END -100  -100
+             `--------- prompt -----------'`--------- response ----'`--- padding --'
 
 A language model that has read stories goes on with any text; that what stands before "Response:"
 is to be obeyed, it learns from pairs of instruction and response (Wei et al. 2021, Ouyang et al.
 2022). The template says where the instruction ends, the end mark where the response does, and the
-mask keeps the loss to the response: to ask is not what it shall learn.
+mask keeps the loss to the response: to ask is not what it shall learn. (Yet it may help to read
+questions well: --no-mask-instructions.)
 
-`tales` are stories whose facts are known, so instructions about them can be checked: `obeys` reads
+`tales` are stories whose facts are known, so instructions about them can be checked: `check` reads
 the answer back with the grammar that wrote the stories, and where that fails looks for what was
 asked in plain text. Nobody's taste is asked. Two stories that differ in one fact make a preference
 pair. No (plot, kind, thing) of the training instructions is in those for validation or test.
@@ -20,7 +22,7 @@ pair. No (plot, kind, thing) of the training instructions is in those for valida
 Shapes: B batch, T time
 
     python instruction_data.py                                # some, with checks and pairs
-    python instruction_data.py --base base.txt              # text for a model to start from
+    python instruction_data.py --base base.txt                # text for a model to start from
     python instruction_data.py --dataset instruct --template short
 """
 
@@ -115,10 +117,9 @@ def facts_of(tale: Facts) -> dict[str, str]:
 def ask(facts: Facts, dice: random.Random) -> tuple[str, dict[str, str]]:
     """An instruction that the tale with these facts obeys, and the facts that it asks for."""
     request, who = dice.choice(REQUESTS), dice.choice(WHO[facts.plot])
-    words = facts_of(facts) | {"who": who} | {
-        f"a_{name}": f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-        for name, word in (("kind", facts.kind), ("thing", facts.thing))
-    }  # fmt: skip
+    fine = next(row["fine"] for row in THINGS if row["name"] == facts.thing)  # "a straw hat"
+    kind = f"{'an' if facts.kind[0] in 'aeiou' else 'a'} {facts.kind}"
+    words = facts_of(facts) | {"who": who, "a_kind": kind, "a_thing": fine}
     wanted = set(re.findall(r"\{(?:a_)?(\w+)\}", request.replace("{who}", "{plot}{thing}")))
     asked = {name: word for name, word in facts_of(facts).items() if name in wanted}
     return request.replace("{who}", who).format(**words), asked
