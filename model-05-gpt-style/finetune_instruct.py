@@ -87,6 +87,7 @@ class Run:
     losses: tuple[float, int] = (0.0, 0)  # sum and number since the last evaluation
     history: list[list] = field(default_factory=list)  # the lines of metrics.csv
     before: str = ""  # how it obeyed before the first step
+    epoch: tuple[int, list] = (-1, [])  # its number and batches
 
 
 PROGRESS = ("step", "best", "seconds", "losses", "history", "before")
@@ -273,16 +274,20 @@ def encode_all(
 # -------------------------------------------------------------------------------- the training
 
 
+def places_of(run: Run, lengths: Callable[[], list[int]]) -> np.ndarray:
+    """Which rows the step that comes reads, (B,): they depend on seed and step alone."""
+    epoch, number = divmod(run.step, run.args.steps // run.args.epochs)
+    if run.epoch[0] != epoch:
+        dice = np.random.default_rng([run.args.seed, epoch])
+        run.epoch = epoch, batches(lengths(), run.args.batch_size, dice)
+    return run.epoch[1][number]
+
+
 def get_batch(run: Run) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of the step that comes: they depend on seed and step alone."""
-    per_epoch = run.args.steps // run.args.epochs
-    epoch, number = divmod(run.step, per_epoch)
-    dice = np.random.default_rng([run.args.seed, epoch])
-    rows = run.rows["train"]
-    places = batches([len(row.tokens) for row in rows], run.args.batch_size, dice)[number]
-    return instructions.collate(
-        [rows[i] for i in places], run.args.mask_instructions, run.device, run.model.context
-    )
+    """Inputs and targets (B, T) of the step that comes."""
+    rows, mask = run.rows["train"], run.args.mask_instructions
+    places = places_of(run, lambda: [len(row.tokens) for row in rows])
+    return instructions.collate([rows[i] for i in places], mask, run.device, run.model.context)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
