@@ -238,7 +238,7 @@ def retold(text: str, changes: dict[tuple[str, str], str]) -> str:
 def spoil(example: Example, dice: random.Random) -> Pair:
     """Beside the story that obeys, one that breaks one fact and keeps the others.
 
-    It is read back, so that it is a story of the grammar; and it is of the same part.
+    It is read back, so that it is a story of the grammar; and training sees nothing held out.
     """
     facts = read_tale(example.response).facts
     while True:
@@ -256,7 +256,7 @@ def spoil(example: Example, dice: random.Random) -> Pair:
                    if name != "plot" and own[name] != word}  # fmt: skip
         text = retold(text, changes)
         tale = read_tale(text)
-        if tale and part_of(tale.facts) == part_of(facts):
+        if tale and (facts.split == "valid" or part_of(tale.facts) == "train"):
             right = check(text, example.asked).right
             if [name for name in right if not right[name]] == [broken]:
                 return Pair(*example[:2], example.response, text, example.asked, broken)
