@@ -33,11 +33,9 @@ import finetune_instruct as sft
 import generate
 import instruction_data as instructions
 import lora
-import numpy as np
 import torch
 import train
 from finetune_instruct import ADAPTERS, judge
-from finetune_spam import batches
 from generate import HERE, Arguments, Model, command
 from instruction_data import IGNORED, Pair, Row
 from torch import Tensor
@@ -163,7 +161,7 @@ def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
 def rewards(run: Run, pairs: list[tuple[Row, Row]]) -> Tensor:
     """beta * (ln p_policy - ln p_reference): (2, B), of the chosen and of the rejected"""
     rows = [row for part in zip(*pairs, strict=True) for row in part]  # all chosen, all rejected
-    inputs, targets = instructions.collate(rows, True, run.device)
+    inputs, targets = instructions.collate(rows, True, run.device, run.model.context)
     with train.autocast(run):
         policy = log_probs(run.model(inputs)[0], targets)
         with torch.no_grad():
@@ -191,13 +189,11 @@ def train_step(run: Run) -> float:
         group["lr"] = sft.learning_rate(run.step, run.args)
 
     # (2) batch
-    epoch, number = divmod(run.step, run.args.steps // run.args.epochs)
-    lengths = [len(chosen.tokens) for chosen, _ in run.rows["train"]]
-    dice = np.random.default_rng([run.args.seed, epoch])
-    places = batches(lengths, run.args.batch_size, dice)[number]
+    rows = run.rows["train"]
+    places = sft.places_of(run, lambda: [len(chosen.tokens) for chosen, _ in rows])
 
     # (3) forward, loss
-    loss = dpo_loss(*rewards(run, [run.rows["train"][i] for i in places]))
+    loss = dpo_loss(*rewards(run, [rows[i] for i in places]))
 
     # (4) backward, clip
     run.optimizer.zero_grad()

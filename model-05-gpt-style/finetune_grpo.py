@@ -187,7 +187,8 @@ def margins(run: Run, model: RewardModel, pairs: list[tuple[Row, Row]]) -> Tenso
 def scores_of(run: Run, model: RewardModel, rows: list[list[int]]) -> Tensor:
     """What the reward model makes of prompts with replies: (N,)"""
     with train.autocast(run):
-        return model(*pad([row[: model.body.context] for row in rows], run.device))
+        context = model.body.context
+        return model(*pad([row[:context] for row in rows], context, run.device))
 
 
 # -------------------------------------------------------------------------------- the training
@@ -274,7 +275,7 @@ def train_step(run: Run) -> float:
     rows, examples = draw(run)
     rewards, checked = reward(run, rows, examples)
     advantages = advantages_of(rewards.view(args.prompts, args.group)).flatten()
-    inputs, targets = instructions.collate(rows, True, run.device)
+    inputs, targets = instructions.collate(rows, True, run.device, run.model.context)
 
     # (3) forward, loss
     with train.autocast(run):

@@ -9,12 +9,10 @@ on examples of instructions that were obeyed. What is new is in instruction_data
 around the instruction, an end mark behind the response, and a mask that keeps the loss to the
 response. --lora trains adapters only (lora.py); --qlora the same over weights in 4 bits.
 
-Start from a model that train.py made. For instructions about `tales` this is a good one:
+Start from a model that train.py made; README.md has the commands for one that fits `tales`.
 
-    python instruction_data.py --base base.txt
-    python train.py --dataset base.txt --tokenizer word --context 320 --batch-size 8 \\
-        --hidden-size 128 --layers 4 --dropout 0 --weight-decay 0.2 --copy pointer --steps 1500
-    python finetune_instruct.py --checkpoint checkpoints/best.pt
+    python finetune_instruct.py --checkpoint checkpoints/base/best.pt
+    python finetune_instruct.py --checkpoint checkpoints/base/best.pt --lora --rank 16
     python interactive.py --checkpoint checkpoints/instruct/best.pt
 
 Shapes: B batch, T time, V vocabulary
@@ -52,7 +50,7 @@ from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
     "tiny": dict(examples=64, test=4, epochs=1, batch_size=8, lr=0.01),
-    "small": dict(examples=6400, test=200, epochs=1, batch_size=16, lr=0.01),
+    "small": dict(examples=16_000, test=200, epochs=1, batch_size=8, lr=0.01),
 }
 ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
 DEFAULTS = ADAPTERS | dict(
@@ -89,6 +87,7 @@ class Run:
     losses: tuple[float, int] = (0.0, 0)  # sum and number since the last evaluation
     history: list[list] = field(default_factory=list)  # the lines of metrics.csv
     before: str = ""  # how it obeyed before the first step
+    epoch: tuple[int, list] = (-1, [])  # its number and batches
 
 
 PROGRESS = ("step", "best", "seconds", "losses", "history", "before")
@@ -275,14 +274,20 @@ def encode_all(
 # -------------------------------------------------------------------------------- the training
 
 
+def places_of(run: Run, lengths: Callable[[], list[int]]) -> np.ndarray:
+    """Which rows the step that comes reads, (B,): they depend on seed and step alone."""
+    epoch, number = divmod(run.step, run.args.steps // run.args.epochs)
+    if run.epoch[0] != epoch:
+        dice = np.random.default_rng([run.args.seed, epoch])
+        run.epoch = epoch, batches(lengths(), run.args.batch_size, dice)
+    return run.epoch[1][number]
+
+
 def get_batch(run: Run) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of the step that comes: they depend on seed and step alone."""
-    per_epoch = run.args.steps // run.args.epochs
-    epoch, number = divmod(run.step, per_epoch)
-    dice = np.random.default_rng([run.args.seed, epoch])
-    rows = run.rows["train"]
-    places = batches([len(row.tokens) for row in rows], run.args.batch_size, dice)[number]
-    return instructions.collate([rows[i] for i in places], run.args.mask_instructions, run.device)
+    """Inputs and targets (B, T) of the step that comes."""
+    rows, mask = run.rows["train"], run.args.mask_instructions
+    places = places_of(run, lambda: [len(row.tokens) for row in rows])
+    return instructions.collate([rows[i] for i in places], mask, run.device, run.model.context)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -332,7 +337,9 @@ def response_loss(run: Run) -> float:
     nats, count, size = 0.0, 0, run.args.batch_size
     rows = sorted(run.rows["valid"], key=lambda row: len(row.tokens))
     for at in range(0, len(rows), size):
-        inputs, targets = instructions.collate(rows[at : at + size], True, run.device)
+        inputs, targets = instructions.collate(
+            rows[at : at + size], True, run.device, run.model.context
+        )
         with train.autocast(run):
             logits, _ = run.model(inputs)
         nats += train.loss_of(logits, targets, "sum").item()
@@ -460,7 +467,7 @@ def bits_per_char(base: Model, tokenizer: Tokenizer, texts: list[str], size: int
     rows.sort(key=lambda row: len(row.tokens))
     nats, device = 0.0, next(base.parameters()).device
     for at in range(0, len(rows), size):
-        inputs, targets = instructions.collate(rows[at : at + size], True, device)
+        inputs, targets = instructions.collate(rows[at : at + size], True, device, base.context)
         nats += train.loss_of(base(inputs)[0], targets, "sum").item()
     return nats / math.log(2) / max(1, sum(map(len, texts)))
 

@@ -1,18 +1,20 @@
-"""Instructions, and what becomes of them before a model reads them.
+r"""Instructions, and what becomes of them before a model reads them.
 
-    instruction   Write a tale about a fox named Pip who lost a compass.
-    template      ### Instruction:\\nWrite ... compass.\\n\\n### Response:\\n
-    example       ### Response: \\n  Pip   the   fox   ...  bed   .   \\n   END   .    .
-    target              0    0   Pip   the   fox   ...  bed   .   \\n   END  -100 -100
-                  `---------- prompt ---------'`---------- response ---------'`padding'
-    masked            -100 -100  Pip   the   fox   ...  bed   .   \\n   END  -100 -100
+    instruction   Write a tale about a fox named Pip who lost a straw hat.
+    template      ... ### Instruction:\nWrite a tale ... straw hat.\n\n### Response:\n
+
+    input    Below  is   ...  Response:  \n   Pip  the  ...  bed  .   \n     0     0
+    target   is     an   ...  \n         Pip  the  fox  ...  .    \n  END -100  -100
+    masked   -100  -100  ...  -100       Pip  the  fox  ...  .    \n  END -100  -100
+             `--------- prompt -----------'`--------- response ----'`--- padding --'
 
 A language model that has read stories goes on with any text; that what stands before "Response:"
 is to be obeyed, it learns from pairs of instruction and response (Wei et al. 2021, Ouyang et al.
 2022). The template says where the instruction ends, the end mark where the response does, and the
-mask keeps the loss to the response: to ask is not what it shall learn.
+mask keeps the loss to the response: to ask is not what it shall learn. (Yet it may help to read
+questions well: --no-mask-instructions.)
 
-`tales` are stories whose facts are known, so instructions about them can be checked: `obeys` reads
+`tales` are stories whose facts are known, so instructions about them can be checked: `check` reads
 the answer back with the grammar that wrote the stories, and where that fails looks for what was
 asked in plain text. Nobody's taste is asked. Two stories that differ in one fact make a preference
 pair. No (plot, kind, thing) of the training instructions is in those for validation or test.
@@ -20,7 +22,7 @@ pair. No (plot, kind, thing) of the training instructions is in those for valida
 Shapes: B batch, T time
 
     python instruction_data.py                                # some, with checks and pairs
-    python instruction_data.py --base base.txt              # text for a model to start from
+    python instruction_data.py --base base.txt                # text for a model to start from
     python instruction_data.py --dataset instruct --template short
 """
 
@@ -37,7 +39,6 @@ from typing import NamedTuple
 import torch
 from generate import Arguments, command
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from train import replacing, shown
 
@@ -116,10 +117,9 @@ def facts_of(tale: Facts) -> dict[str, str]:
 def ask(facts: Facts, dice: random.Random) -> tuple[str, dict[str, str]]:
     """An instruction that the tale with these facts obeys, and the facts that it asks for."""
     request, who = dice.choice(REQUESTS), dice.choice(WHO[facts.plot])
-    words = facts_of(facts) | {"who": who} | {
-        f"a_{name}": f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-        for name, word in (("kind", facts.kind), ("thing", facts.thing))
-    }  # fmt: skip
+    fine = next(row["fine"] for row in THINGS if row["name"] == facts.thing)  # "a straw hat"
+    kind = f"{'an' if facts.kind[0] in 'aeiou' else 'a'} {facts.kind}"
+    words = facts_of(facts) | {"who": who, "a_kind": kind, "a_thing": fine}
     wanted = set(re.findall(r"\{(?:a_)?(\w+)\}", request.replace("{who}", "{plot}{thing}")))
     asked = {name: word for name, word in facts_of(facts).items() if name in wanted}
     return request.replace("{who}", who).format(**words), asked
@@ -238,7 +238,7 @@ def retold(text: str, changes: dict[tuple[str, str], str]) -> str:
 def spoil(example: Example, dice: random.Random) -> Pair:
     """Beside the story that obeys, one that breaks one fact and keeps the others.
 
-    It is read back, so that it is a story of the grammar; and it is of the same part.
+    It is read back, so that it is a story of the grammar; and training sees nothing held out.
     """
     facts = read_tale(example.response).facts
     while True:
@@ -256,7 +256,7 @@ def spoil(example: Example, dice: random.Random) -> Pair:
                    if name != "plot" and own[name] != word}  # fmt: skip
         text = retold(text, changes)
         tale = read_tale(text)
-        if tale and part_of(tale.facts) == part_of(facts):
+        if tale and (facts.split == "valid" or part_of(tale.facts) == "train"):
             right = check(text, example.asked).right
             if [name for name in right if not right[name]] == [broken]:
                 return Pair(*example[:2], example.response, text, example.asked, broken)
@@ -365,17 +365,23 @@ def encode(tokenizer: Tokenizer, prompt: str, response: str, context: int) -> Ro
     return Row(tokens[: context + 1], len(first)) if len(first) < context + 1 else None
 
 
-def collate(rows: list[Row], mask: bool = True, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def collate(
+    rows: list[Row], mask: bool = True, device: str = "cpu", context: int = 0
+) -> tuple[Tensor, Tensor]:
     """Rows of different lengths -> inputs (B, T) and targets (B, T), each the token after.
 
     Targets are IGNORED where nothing is to be learned: in the padding, which stands behind and
-    which no earlier token can see, and, with a mask, in the prompt.
+    which no earlier token can see, and, with a mask, in the prompt. With a context, T is a
+    multiple of 16 as far as that goes: few shapes are faster than many (see finetune_spam.pad).
     """
-    inputs = pad_sequence([torch.tensor(row.tokens[:-1]) for row in rows], True, 0)
-    targets = pad_sequence([torch.tensor(row.tokens[1:]) for row in rows], True, IGNORED)
-    if mask:
-        for target, row in zip(targets, rows, strict=True):
-            target[: row.prompt - 1] = IGNORED  # the last token of the prompt predicts the first
+    longest = max(len(row.tokens) for row in rows) - 1
+    T = min(max(context, longest), -(-longest // 16) * 16)
+    inputs = torch.zeros(len(rows), T, dtype=torch.long)
+    targets = torch.full_like(inputs, IGNORED)
+    for source, target, row in zip(inputs, targets, rows, strict=True):
+        source[: len(row.tokens) - 1] = torch.tensor(row.tokens[:-1])
+        start = row.prompt if mask else 1  # the last token of the prompt predicts the first
+        target[start - 1 : len(row.tokens) - 1] = torch.tensor(row.tokens[start:])
     return inputs.to(device), targets.to(device)
 
 

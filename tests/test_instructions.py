@@ -175,7 +175,9 @@ def test_a_story_with_a_slip_is_looked_at_for_words(mods):
 
 
 def test_a_rejected_story_breaks_exactly_one_fact(mods):
-    pairs = mods.instruction_data.load("tales", (30, 5, 5), 1, pairs=True)
+    pairs = mods.instruction_data.load("tales", (30, 30, 30), 1, pairs=True)
+    told = [read_tale(text).facts.split for pair in pairs.train for text in pair[2:4]]
+    assert set(told) == {"train"}  # a rejected story shows nothing that is held out, either
     for pair in [*pairs.train, *pairs.valid, *pairs.test]:
         assert mods.instruction_data.check(pair.chosen, pair.asked).obeyed
         found = mods.instruction_data.check(pair.rejected, pair.asked)

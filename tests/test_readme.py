@@ -68,6 +68,8 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
             name = arguments[arguments.index("--dataset") + 1]
             assert name in text_names() or name.endswith(".txt"), f"no such dataset: {name}"
         resuming = "--resume" in arguments
+        # The other commands need a base that knows more than this one will.
+        arguments = ["checkpoints/new" if a == "checkpoints/base" else a for a in arguments]
         arguments = without(arguments, "--epochs", "--minutes", "--steps")
         if resuming:  # the small model in checkpoints/ has done 300 steps
             return [*arguments, "--steps", "305", "--eval-every", "305"]
