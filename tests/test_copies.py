@@ -97,7 +97,6 @@ MAY_DIFFER = {
     "interactive.py": {
         "in_template": "model 05 can be told what to do",
         "reply": "what of a conversation is kept",
-        "in_template": "model 05 can be told what to do",
         "look": "from model 04 on, there is more to look at",
         "main": "from model 04 on, there are more commands",
     },
