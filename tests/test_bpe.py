@@ -604,7 +604,7 @@ def test_time_to_encode_is_linear(trained, kind):
     tokenizer = BPETokenizer.from_state_dict(trained.state_dict())
     short, long = hostile(kind, 6_000), hostile(kind, 48_000)
     assert tokenizer.decode(tokenizer.encode(long)) == long
-    assert best_time(lambda: tokenizer.encode(long)) < 16 * best_time(
+    assert best_time(lambda: tokenizer.encode(long)) < 32 * best_time(  # quadratic: 64
         lambda: tokenizer.encode(short)
     )
 
@@ -612,7 +612,9 @@ def test_time_to_encode_is_linear(trained, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_time_to_train_is_linear(kind):
     short, long = hostile(kind, 6_000), hostile(kind, 48_000)
-    assert best_time(lambda: BPETokenizer.train(long, 300, processes=1)) < 16 * best_time(
+    assert best_time(
+        lambda: BPETokenizer.train(long, 300, processes=1)
+    ) < 32 * best_time(  # quadratic: 64
         lambda: BPETokenizer.train(short, 300, processes=1)
     )
 
