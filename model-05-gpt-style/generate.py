@@ -50,6 +50,7 @@ MODELS = {"GPT": GPT, "Llama": Llama}
 HERE = Path(__file__).resolve().parent
 FORMAT, VERSION = "language-models-from-scratch", 1
 CHECKPOINT = "checkpoints/best.pt"  # where none is named
+DTYPES = ("float32", "bfloat16", "float16")
 DIGEST_SIZE = hashlib.sha256().digest_size  # bytes at the end of a checkpoint
 
 
@@ -437,7 +438,7 @@ def add_quantize_flag(parser: Arguments) -> None:
 def add_dtype_flag(parser: Arguments) -> None:
     # A token costs reading all weights once: in half the bytes, about half the time.
     help = "of the weights (that of the file); bfloat16 is faster than float32 and less exact"
-    parser.choice("--dtype", help, ["float32", "bfloat16", "float16"])
+    parser.choice("--dtype", help, list(DTYPES))
 
 
 def main() -> None:

@@ -58,6 +58,8 @@ class Quantized(nn.Module):
     """A linear layer that holds codes, and makes its weights of them when it needs them.
 
     The codes cannot be trained; gradients pass through to what came before (and to adapters).
+    Each kind has its pack(weight), which keeps weights (R, C) as codes and scales, and its
+    dequantize(), which says what they stand for: (R, C), float32.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -72,14 +74,6 @@ class Quantized(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return Multiply.apply(x, self) if bias is None else Multiply.apply(x, self) + bias
-
-    def pack(self, weight: Tensor) -> None:
-        """Keep the weights (R, C) as codes and scales."""
-        raise NotImplementedError
-
-    def dequantize(self) -> Tensor:
-        """What the codes stand for: (R, C), float32"""
-        raise NotImplementedError
 
 
 class Multiply(torch.autograd.Function):

@@ -43,7 +43,7 @@ import generate
 import numpy as np
 import parallel
 import torch
-from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
+from generate import DTYPES, FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
 from model import COPY
 from muon import Muon, Optimizers
 from ngram import NGram
@@ -196,8 +196,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a fifth of all)", 1)
     generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16", "float16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", ["auto", *DTYPES])
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     parser.choice("--parallel", "how processes of torchrun share the work", ["ddp", "fsdp"], "ddp")
     parser.set_defaults(begin=None, ends=None)
