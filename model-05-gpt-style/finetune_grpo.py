@@ -52,7 +52,14 @@ PRESETS = {
     "small": dict(steps=60, prompts=4, group=8, examples=1000, test=200, lr=0.0001),
 }
 DEFAULTS = dict(
-    preset="small", reward="checker", kl=0.04, clip=0.2, weight_decay=0.0, seed=1337, dtype="auto"
+    preset="small",
+    reward="checker",
+    kl=0.04,
+    clip=0.2,
+    grammar=0.5,
+    weight_decay=0.0,
+    seed=1337,
+    dtype="auto",
 )
 SETTINGS = ("checkpoint", *DEFAULTS, *PRESETS["small"])
 COLUMNS = ("step", "seconds", "reward", "obeyed", "read", "kl", "tokens", "learning_rate")
@@ -96,6 +103,8 @@ def parse_args() -> argparse.Namespace:
     parser.number("--steps", int, "length: updates of the weights", 1)
     parser.number("--prompts", int, "instructions a step", 1, 1e5)
     parser.number("--group", int, "replies to each", 2, 1e5)
+    help = "what a story without a slip is worth to the checker, beside 1 for the facts"
+    parser.number("--grammar", float, help, 0, 1e3)
     parser.number("--kl", float, "how dear it is to depart from the reference", 0, 1e3)
     parser.number("--clip", float, "most that a probability may change in a step", 1e-3, 1)
     parser.number("--lr", float, "highest learning rate", 0, 10)
@@ -254,7 +263,8 @@ def reward(run: Run, rows: list[Row], examples: list[Example]) -> tuple[Tensor, 
     for row, example in zip(rows, examples, strict=True):
         text, ended = text_of(run.tokenizer, row.tokens[row.prompt :])
         seen = instructions.check(text, example.asked)
-        found.append(np.mean(list(seen.right.values())) if ended else 0.0)
+        facts = np.mean(list(seen.right.values())) if ended else 0.0
+        found.append(facts + run.args.grammar * (seen.read or fluency(text, example)))
         obeyed.append(seen.obeyed and ended)
         read.append(seen.read)
     rewards = torch.tensor(found, dtype=torch.float32, device=run.device)
@@ -262,6 +272,11 @@ def reward(run: Run, rows: list[Row], examples: list[Example]) -> tuple[Tensor, 
         with torch.no_grad():
             rewards = scores_of(run, run.judge, [row.tokens for row in rows])
     return rewards, [float(np.mean(obeyed)), float(np.mean(read))]
+
+
+def fluency(text: str, example: Example) -> float:
+    """How much of a tale there is before the first slip; to stop short of one is no way out."""
+    return instructions.before_a_slip(text) / max(len(text), len(example.response))
 
 
 def train_step(run: Run) -> float:

@@ -420,7 +420,7 @@ def reply_to(
             scores = logits[:, -1].float()
             if tokenizer.unk_id is not None:
                 scores[:, tokenizer.unk_id] = -torch.inf
-            tokens = generate.sample(scores, temperature, 0, 1.0, dice)  # (B, 1)
+            tokens = draw(scores, temperature, dice)
             for i, token in zip(group, tokens.flatten().tolist(), strict=True):
                 if i in going:
                     replies[i].append(token)
@@ -429,6 +429,18 @@ def reply_to(
                 break
             logits, state = model(tokens.to(device), state)
     return replies
+
+
+def draw(scores: Tensor, temperature: float, dice: torch.Generator) -> Tensor:
+    """One token of each row: scores (B, V) -> (B, 1); at temperature 0 the likeliest.
+
+    generate.sample without its sieves: so nothing need be sorted, which would be half of the time.
+    """
+    if temperature == 0:
+        return scores.argmax(dim=-1, keepdim=True)
+    ends = (scores / temperature).softmax(dim=-1).cumsum(dim=-1).cpu()  # of each token's share
+    places = torch.rand(len(ends), 1, generator=dice) * ends[:, -1:]
+    return torch.searchsorted(ends, places, right=True).clamp(max=ends.size(1) - 1)
 
 
 def text_of(tokenizer: Tokenizer, reply: list[int]) -> tuple[str, bool]:

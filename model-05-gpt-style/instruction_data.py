@@ -29,6 +29,7 @@ Shapes: B batch, T time
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import zlib
@@ -50,6 +51,7 @@ from shared.data.tales import (
     THINGS,
     Facts,
     held_out,
+    prefix_bits,
     read_tale,
     write_corpus,
     write_tale,
@@ -180,6 +182,16 @@ def check(response: str, asked: dict[str, str]) -> Check:
     tale = read_tale(response)
     found = facts_of(tale.facts) if tale else look_for_facts(response)
     return Check({name: found[name] == word for name, word in asked.items()}, tale is not None)
+
+
+def before_a_slip(text: str) -> int:
+    """As many characters at the beginning of a text as could begin some tale: all, or up to the
+    first slip. Found by halving: what no tale begins with, it does not begin with if longer."""
+    good, bad = 0, len(text) + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (good, middle) if math.isinf(prefix_bits(text[:middle])) else (middle, bad)
+    return good
 
 
 def look_for_facts(text: str) -> dict[str, str]:

@@ -180,6 +180,31 @@ def test_a_step_makes_better_replies_likelier(mods, start, tmp_path, monkeypatch
     assert int(real.sum()) == 3
 
 
+def test_the_checker_pays_for_facts_and_for_a_story_without_a_slip(
+    mods, start, tmp_path, monkeypatch
+):
+    """A true story is worth most, one with a slip more the later it comes; none without an end."""
+    run = prepared(mods, "finetune_grpo", start, tmp_path, monkeypatch, "--grammar 0.5")
+    example = next(each for each in mods.instruction_data.load("tales", (9, 1, 1), 3).train
+                   if set(each.asked) == {"kind", "hero", "thing"})  # fmt: skip
+    text = example.response
+    half = len(text) // 2
+    other = next(each for each in mods.instruction_data.KINDS
+                 if each["name"] != example.asked["kind"])["name"]  # fmt: skip
+    texts = [text, text[:half] + "#" + text[half:], text[:half], text.replace(" ", f" {other} ", 1)]
+    replies = iter([(each, True) for each in texts] + [(text, False)])
+    monkeypatch.setattr(mods.finetune_grpo, "text_of", lambda *_: next(replies))
+    rows = [mods.instruction_data.Row([1, 2], 1)] * 5
+    found, (obeyed, read) = mods.finetune_grpo.reward(run, rows, [example] * 5)
+    whole, slip, short, wrong, endless = found.tolist()
+    assert whole == 1.5
+    assert slip == pytest.approx(1 + 0.5 * half / (len(text) + 1))
+    facts = mods.instruction_data.check(texts[2], example.asked).right.values()
+    assert short == pytest.approx(sum(facts) / 3 + 0.5 * half / len(text))  # a tale is longer
+    assert wrong < 1 and endless == 0.5
+    assert (obeyed, read) == (pytest.approx((2 + all(facts)) / 5), pytest.approx(2 / 5))
+
+
 def test_token_log_probs_add_up_to_those_of_dpo(mods):
     logits, targets = torch.randn(2, 4, 9), torch.tensor([[1, 2, -100, -100], [-100, 3, 4, 5]])
     each = mods.finetune_grpo.token_log_probs(logits, targets)

@@ -174,6 +174,17 @@ def test_a_story_with_a_slip_is_looked_at_for_words(mods):
     assert not data.check("", example.asked).obeyed
 
 
+def test_a_slip_is_found_where_it_is(mods):
+    data = mods.instruction_data
+    for example in data.load("tales", (4, 1, 1), 3).train:
+        text = example.response
+        assert data.before_a_slip(text) == len(text)
+        assert data.before_a_slip(text[:100]) == 100  # a tale can go on from there
+        assert data.before_a_slip(text[:100] + "#" + text[100:]) == 100
+        assert data.before_a_slip("#" + text) == 0
+    assert data.before_a_slip("") == 0
+
+
 def test_a_rejected_story_breaks_exactly_one_fact(mods):
     pairs = mods.instruction_data.load("tales", (30, 30, 30), 1, pairs=True)
     told = [read_tale(text).facts.split for pair in pairs.train for text in pair[2:4]]
@@ -309,6 +320,19 @@ def test_replies_end_at_the_end_mark(mods, base):
     assert replies == [words + tokenizer.encode("\n") + end] * 3
     assert mods.finetune_instruct.text_of(tokenizer, replies[0]) == ("Once a fox", True)
     assert mods.finetune_instruct.text_of(tokenizer, words) == ("Once a fox", False)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(mods):
+    draw, dice = mods.finetune_instruct.draw, torch.Generator().manual_seed(0)
+    p = torch.tensor([0.0, 0.5, 0.125, 0.0, 0.375, 0.0])
+    scores = p.log().expand(20_000, -1)
+    counts = torch.bincount(draw(scores, 1.0, dice)[:, 0], minlength=6) / len(scores)
+    torch.testing.assert_close(counts, p, atol=0.02, rtol=0)  # five standard deviations: 0.018
+    assert counts[p == 0].sum() == 0
+    sharp = p**2 / (p**2).sum()
+    counts = torch.bincount(draw(scores, 0.5, dice)[:, 0], minlength=6) / len(scores)
+    torch.testing.assert_close(counts, sharp, atol=0.02, rtol=0)
+    assert draw(scores[:3], 0.0, dice).tolist() == [[1]] * 3
 
 
 def test_bits_per_char_of_a_model_that_knows_nothing(mods, base):
