@@ -62,6 +62,7 @@ DEFAULTS = dict(
     dtype="auto",
 )
 SETTINGS = ("checkpoint", *DEFAULTS, *PRESETS["small"])
+EVALUATIONS = 20  # lines of metrics.csv
 COLUMNS = ("step", "seconds", "reward", "obeyed", "read", "kl", "tokens", "learning_rate")
 
 
@@ -340,9 +341,10 @@ def save(run: Run, name: str) -> None:
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
     sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
-    names = ("stories without a slip", f"reward ({run.args.reward})", "obeyed, says the checker")
-    lines = dict(zip(names, (4, 2, 3), strict=True))
-    sft.draw_losses(run, lines, f"GRPO, KL weight {run.args.kl:g}")
+    reward = f"reward, by the {run.args.reward} (right axis)"
+    lines = {"stories without a slip": 4, reward: 2, "obeyed, says the checker": 3}
+    title = f"GRPO, KL weight {run.args.kl:g}"
+    sft.draw_losses(run, lines, title, "share of the replies", reward)
 
 
 def main() -> None:
@@ -362,7 +364,7 @@ def main() -> None:
         print(f"before: {run.before}")
     if args.reward == "model":
         run.judge = train_reward_model(run)
-    if stopped := sft.train_all(run, train_step, evaluate, save):
+    if stopped := sft.train_all(run, train_step, evaluate, save, EVALUATIONS):
         print(f"stopped after step {run.step} of {args.steps}; to go on:")
         print(type_next("finetune_grpo.py", "--resume", shown(run.out / "last.pt")))
         sys.exit(128 + stopped)

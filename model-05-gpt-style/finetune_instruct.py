@@ -363,9 +363,12 @@ def evaluate(run: Run) -> None:
     write_results(run)
 
 
-def train_all(run: Run, train_step: Callable, evaluate: Callable, save: Callable) -> int:
+def train_all(
+    run: Run, train_step: Callable, evaluate: Callable, save: Callable, evaluations: int = 5
+) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, saved = run.args, time.perf_counter()
+    every = -(-args.steps // evaluations)
     bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=None)
     with train.Stop() as stop, bar:
         if run.step == 0:
@@ -381,7 +384,7 @@ def train_all(run: Run, train_step: Callable, evaluate: Callable, save: Callable
             bar.update()
 
             # (7) evaluate, save
-            if evaluating := run.step % -(-args.steps // 5) == 0 or run.step == args.steps:
+            if evaluating := run.step % every == 0 or run.step == args.steps:
                 evaluate(run)
             if evaluating or stop.signal or time.perf_counter() - saved > train.SAVE_SECONDS:
                 save(run, "last.pt")
@@ -575,15 +578,21 @@ def write_results(run: Run) -> None:
     draw_losses(run, lines, title, "loss, nats per token")
 
 
-def draw_losses(run: Run, lines: dict[str, int], title: str, unit: str = "") -> None:
-    """loss.png: these columns of the history, by name, over the steps."""
+def draw_losses(
+    run: Run, lines: dict[str, int], title: str, unit: str = "", right: str = ""
+) -> None:
+    """loss.png: these columns of the history, by name, over the steps.
+
+    right: the name of a line that has another unit, and an axis of its own on the right.
+    """
     figure, axes = visualize.new_figure()
     steps = [row[0] for row in run.history]
-    colours = (visualize.GREY, *visualize.COLOURS)
-    for (name, column), colour in zip(lines.items(), colours, strict=False):
+    drawn = []
+    for (name, column), colour in zip(lines.items(), visualize.COLOURS, strict=False):
         values = [math.nan if row[column] is None else row[column] for row in run.history]
-        axes.plot(steps, values, "o-", ms=3, color=colour, label=name)
-    axes.legend(frameon=False)
+        where = axes.twinx() if name == right else axes
+        drawn += where.plot(steps, values, "o-", ms=3, color=colour, label=name)
+    axes.legend(handles=drawn, frameon=False)
     axes.set(title=title, xlabel="step", ylabel=unit)
     with train.replacing(run.out / "loss.png") as temporary:
         figure.savefig(temporary, format="png", dpi=120)
