@@ -7,10 +7,11 @@
 Group relative policy optimization (Shao et al. 2024): the replies to one instruction are compared
 with one another, so that no second network must guess how well one could have done, as in PPO.
 
-Two rewards. `checker` is the truth: the share of the asked facts that the story has
-(instruction_data.py). `model` is what one has where there is no checker: a reward model that is
-trained on preference pairs to score the chosen reply above the rejected one (Bradley & Terry 1952,
-Ouyang et al. 2022). It is right about stories like those in its pairs. Without --kl to keep the
+Two rewards. `checker` is the truth: the share of the asked facts that the story has, and, --grammar
+times, how far it goes without a slip (instruction_data.py). `model` is what one has where there is
+no checker: a reward model that is trained on preference pairs to score the chosen reply above the
+rejected one (Bradley & Terry 1952, Ouyang et al. 2022). It is right about stories like those in its
+pairs. Without --kl to keep the
 policy near the reference, the policy leaves these, and finds replies that the reward model likes
 and nobody else does (reward hacking: Gao et al. 2023). --reward model --kl 0 is the experiment to
 look for it, with the checker as judge; we have not run it to its end.
@@ -49,7 +50,7 @@ from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
     "tiny": dict(steps=2, prompts=2, group=2, examples=16, test=4, lr=0.0001),
-    "small": dict(steps=60, prompts=4, group=8, examples=1000, test=200, lr=0.0001),
+    "small": dict(steps=60, prompts=8, group=8, examples=1000, test=200, lr=0.001),
 }
 DEFAULTS = dict(
     preset="small",

@@ -50,7 +50,7 @@ from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
     "tiny": dict(examples=64, test=4, epochs=1, batch_size=8, lr=0.01),
-    "small": dict(examples=16_000, test=200, epochs=1, batch_size=8, lr=0.01),
+    "small": dict(examples=20_000, test=200, epochs=1, batch_size=8, lr=0.01),
 }
 ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
 DEFAULTS = ADAPTERS | dict(

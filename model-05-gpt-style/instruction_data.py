@@ -95,6 +95,9 @@ SIGNS = {  # words that stand in every tale of this plot, and in no other
     "count": "The price is", "race": "The umpire", "storm": "It was signed", "present": "birthday.",
     "broken": "I broke it", "noise": "It came from the", "map": "had no spade",
 }  # fmt: skip
+# "a" or "an" is written before the thing is, and with one thing of 16 a model took "an" for chance,
+# whatever was asked. In training a fifth of the tales get such a thing; held-out ones stay.
+AN = [row["name"] for row in THINGS if row["fine"].startswith("an ")]
 PARTS = ("train", "valid", "test")
 SHARES = {"train": (0.0, 0.85), "test": (0.85, 0.95), "valid": (0.95, 1.0)}  # of a file
 
@@ -153,11 +156,14 @@ def part_of(facts: Facts) -> str:
 
 
 def write_examples(part: str, count: int, seed: int) -> Iterator[tuple[Example, random.Random]]:
-    """Instructions and the stories that obey them; and the dice, to go on with."""
+    """Instructions and the stories that obey them; and the dice, to go on with. See AN."""
     dice = random.Random(f"{seed} {part}")
     while count:
         tale = write_tale(dice, "train" if part == "train" else "valid")
-        if part_of(tale.facts) == part:
+        if part == "train" and dice.random() < 0.2:
+            own = ("thing", tale.facts.thing)
+            tale = read_tale(retold(tale.text, {own: dice.choice(AN)}))
+        if tale and part_of(tale.facts) == part:
             instruction, asked = ask(tale.facts, dice)
             yield Example(instruction, "", tale.text, asked), dice
             count -= 1

@@ -207,6 +207,19 @@ def test_no_part_shares_plot_kind_and_thing_with_another(mods):
     assert mods.instruction_data.load("tales", (5, 1, 1), 1).train == data.train[:5]
 
 
+def test_things_with_an_are_frequent_in_training_only(mods):
+    data = mods.instruction_data
+    parts = data.load("tales", (400, 1, 400), 3)
+    shares = {}
+    for part in ("train", "test"):
+        facts = [data.read_tale(each.response).facts for each in getattr(parts, part)]
+        assert all(data.part_of(each) == part for each in facts)
+        shares[part] = sum(each.thing in data.AN for each in facts) / len(facts)
+    assert data.AN == ["umbrella"]
+    assert 0.18 < shares["train"] < 0.32  # a fifth, and one in sixteen of the others
+    assert shares["test"] < 0.12
+
+
 def test_every_instruction_is_in_the_vocabulary_of_the_base_text(mods):
     tokenizer = WordTokenizer.train(mods.instruction_data.base_text(400_000))
     for example, _ in mods.instruction_data.write_examples("test", 100, 1):

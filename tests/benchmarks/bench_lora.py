@@ -89,19 +89,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="a model of train.py")
     parser.add_argument("--ranks", type=int, nargs="*", default=[8, 16, 32, 128])
     parser.add_argument("--targets", default="qkv", help="layers that get adapters")
-    parser.add_argument("--epochs", default="16", help="of the adapters")
+    parser.add_argument("--epochs", default="8")
     parser.add_argument("--lr", default="0.005", help="of the adapters")
-    parser.add_argument("--full-epochs", default="6", help="of full fine-tuning")
     parser.add_argument("--dataset", default="sms-spam")
     parser.add_argument("--out", default="lora-ranks", help="folder of the results")
     args = parser.parse_args()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    same = ["--checkpoint", args.checkpoint, "--dataset", args.dataset]
-    adapters = ["--train", "lora", "--targets", args.targets, "--epochs", args.epochs]
+    same = ["--checkpoint", args.checkpoint, "--dataset", args.dataset, "--epochs", args.epochs]
+    adapters = ["--train", "lora", "--targets", args.targets]
     runs = {f"rank {rank}": [*adapters, "--lr", args.lr, "--rank", str(rank),
                              "--alpha", str(2 * rank)] for rank in args.ranks}  # fmt: skip
-    runs["all"] = ["--train", "all", "--epochs", args.full_epochs]
+    runs["all"] = ["--train", "all"]
     print("| | parameters that learn | validation | test | F1 | memory, MB | time, s | file, MB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     results = []
