@@ -71,13 +71,13 @@ def render(store: dict[str, dict], root: Path, pictures: bool = False) -> dict[P
     before, found, rest = text.partition(BEGIN)
     if found:
         _, end, after = rest.partition(END)
-        text = f"{before}{BEGIN}\n\n{front_table(store)}\n\n{end}{after}"
+        text = f"{before}{BEGIN}\n\n{front_text(store)}\n\n{end}{after}"
     return {root / "docs" / "results.md": "\n\n".join(parts) + "\n", front: text}
 
 
 def sections(store: dict[str, dict], root: Path) -> Iterator[str]:
     """The page, block by block; a section whose rows are not measured yet is left out."""
-    yield INTRODUCTION.format(machines=machines(store.values()))
+    yield INTRODUCTION.format(machines=machines(store.values()), dtypes=dtypes(store.values()))
     yield from (SHAKESPEARE, train_table(store, "shakespeare"))
     if rows_of(store, "shakespeare-01-small"):
         yield CURVES
@@ -125,11 +125,19 @@ def machines(rows: Iterable[dict]) -> str:
     return "; ".join(f"{text} ({', '.join(sorted(dates))})" for text, dates in said.items())
 
 
+def dtypes(rows: Iterable[dict]) -> str:
+    return " or ".join(sorted({row["dtype"] for row in rows if "dtype" in row}))
+
+
+def cores_of(rows: Iterable[dict]) -> str:
+    counts = sorted({row["machine"]["cores"] for row in rows})
+    return " or ".join("one core" if count == 1 else f"{count} cores" for count in counts)
+
+
 def about(store: dict[str, dict], name: str) -> dict[str, object]:
     """Of a benchmark: its command, its cores and its size, for the text above its table."""
     row = store[name]
-    cores = row["machine"]["cores"]
-    cores = "one core" if cores == 1 else f"{cores} cores"
+    cores = cores_of([row])
     parameters = f"{row.get('parameters', 0) / 1e6:.0f} M"
     return {"command": row["command"], "cores": cores, "parameters": parameters}
 
@@ -171,9 +179,17 @@ def train_table(store: dict[str, dict], dataset: str) -> str:
     return table(header, rows)
 
 
-def front_table(store: dict[str, dict]) -> str:
-    """The defaults of the five models, for README.md."""
-    names = ["shakespeare-ngram-chars", *(f"shakespeare-{model}-small" for model in NAMES)]
+def front_text(store: dict[str, dict]) -> str:
+    """What README.md says of the defaults of the five models."""
+    names = [f"shakespeare-{model}-small" for model in NAMES]
+    rows = [store[name] for name in names if name in store]
+    return (
+        f"{FRONT} Measured on {cores_of(rows)}, {machines(rows)}, {dtypes(rows)}.\n\n"
+        f"{front_table(store, ['shakespeare-ngram-chars', *names])}"
+    )
+
+
+def front_table(store: dict[str, dict], names: list[str]) -> str:
     return table(
         ["model", "command", "time", "nats/token", "perplexity", "bits/char"],
         (
@@ -343,6 +359,9 @@ def read(line: list[float]) -> float:
 
 # ------------------------------------------------------------------------------------- the texts
 
+FRONT = """The defaults on Tiny Shakespeare; loss over the whole validation split. Models 02 and \
+03 read words, the others characters: only bits per character compare them all."""
+
 INTRODUCTION = """# Results
 
 All results in one place. This page is written by `python tests/benchmarks/results.py` from the \
@@ -359,11 +378,11 @@ all models on one scale. One condition: a model of words knows the words of the 
 beforehand, as a model of characters knows the alphabet. That is a larger gift.
 - **time** is wall clock, from start to end of the command. *Of it training* leaves out start-up, \
 evaluations and samples.
-- **memory** is the largest that the process has been. PyTorch alone takes 0.3 GB or so.
+- **memory** is the largest that the process has been, PyTorch's libraries included.
 - **cores**: rows differ, so compare times only where they are equal. Other programs ran on the \
 other cores where only one was used.
 
-Machine: {machines}. Matrix products are in bfloat16 there (`--dtype auto`).
+Machine: {machines}. Matrix products are in {dtypes} there (`--dtype auto`).
 
 Each row has its command, typed in the root. `python tests/benchmarks/results.py --check` \
 measures the tiny models on Tiny Shakespeare and the n-grams again, and fails if a loss is not \
