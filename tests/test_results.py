@@ -159,7 +159,8 @@ def test_a_row_is_measured_again_in_earnest(stored, monkeypatch, tmp_path, text_
     row = results.Row("shakespeare-ngram-chars", "ngram", command, quick=True)
     monkeypatch.setitem(results.ROWS, row.name, row)
     store = {**STORE, row.name: results.measure(row, 1)}
-    assert results.lies(store, [row.name])[1:] == []  # but for the page, which knows nothing of it
+    wrong = [line for line in results.lies(store, [row.name]) if line.startswith(row.name)]
+    assert wrong == []  # but for the pages, which know nothing of it
     store[row.name]["nats"] += 0.01
     assert any(line.startswith(row.name) for line in results.lies(store, [row.name]))
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -331,7 +332,19 @@ def read_by_hand(row: Row, folder: Path) -> dict:
     """A run that somebody made by its command; on what machine, its files do not say."""
     finished = read_folder(folder)
     date = time.strftime("%Y-%m-%d", time.localtime((folder / "metrics.csv").stat().st_mtime))
-    return {"command": row.command, "date": date, "read": True, **finished}
+    return {"command": row.command, "date": date, "read": True, **inside(folder), **finished}
+
+
+def inside(folder: Path) -> dict:
+    """What the checkpoint of a finished run tells of it; nothing, where there is none."""
+    import torch
+
+    if not (folder / "best.pt").exists():
+        return {}
+    data = io.BytesIO((folder / "best.pt").read_bytes())  # a SHA-256 behind it does no harm
+    checkpoint = torch.load(data, map_location="cpu", weights_only=True)
+    sizes = {each.data_ptr(): each.numel() for each in checkpoint["model"].values()}
+    return {"parameters": sum(sizes.values()), "dtype": checkpoint["settings"]["dtype"]}
 
 
 # ------------------------------------------------------------------------------------- the store
@@ -418,14 +431,15 @@ def main() -> int:
         name, folder = args.read
         if name not in ROWS or not ROWS[name].by_hand:
             raise UserError(f"--read {name}: give one of {', '.join(RECALL)}")
-        store[name] = read_by_hand(ROWS[name], Path(folder))
+        measured = read_by_hand(ROWS[name], Path(folder))
+        store = {**load(), name: measured}
         save(store)
     elif not args.render:
         for row in rows:
             if not row.by_hand and (args.again or row.name not in store):
                 print(f"{row.name}: {row.command}", flush=True)
                 measured = measure(row, usable_cores())
-                store = {**load(), row.name: measured}  # which another run may have written to
+                store = {**load(), row.name: measured}  # another run may have written meanwhile
                 save(store)
     write_pages(store)
     return 0

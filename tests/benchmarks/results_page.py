@@ -83,7 +83,8 @@ def sections(store: dict[str, dict], root: Path) -> Iterator[str]:
         yield CURVES
     yield from (LONGER, longer_table(store, root))
     if floor := store.get("tales-ngram-chars", {}).get("floor"):
-        yield from (TALES.format(floor=floor), train_table(store, "tales"), TALES_CURVES)
+        yield from (TALES.format(floor=floor), train_table(store, "tales"))
+        yield from (BY_HAND, train_table(store, "recall"), TALES_CURVES)
     yield from (SAMPLES, *samples(store))
     yield from (PEERS, peers_table(store, root))
     if rows_of(store, "recall"):
@@ -161,19 +162,21 @@ def rows_of(store: dict[str, dict], start: str) -> dict[str, dict]:
 # ---------------------------------------------------------------------------------------- tables
 
 
-def train_table(store: dict[str, dict], dataset: str) -> str:
+def train_table(store: dict[str, dict], start: str) -> str:
     header = [
         "model", "command", "parameters", "steps", "cores", "time", "of it training", "memory",
         "nats/token", "perplexity", "bits/char",
     ]  # fmt: skip
     rows = []
-    for name, row in rows_of(store, dataset).items():
-        counted = "ngram" in name
+    for name, row in rows_of(store, start).items():
+        wall = row.get("wall_seconds")
         rows.append([
-            title(name), f"`{row['command']}`", f"{row['parameters']:,}",
-            "" if counted else f"{row['steps']:,}", row["machine"]["cores"],
-            time_of(row["wall_seconds"]), "" if counted else time_of(row["seconds"]),
-            gigabytes(row["memory"]), f"{row['nats']:.4f}", f"{math.exp(row['nats']):.2f}",
+            RUNS.get(name) or title(name), f"`{row['command']}`",
+            f"{row['parameters']:,}" if "parameters" in row else "",
+            f"{row['steps']:,}" if "steps" in row else "",
+            row["machine"]["cores"] if "machine" in row else "",
+            time_of(wall) if wall else "", time_of(row["seconds"]) if "steps" in row else "",
+            gigabytes(row.get("memory")), f"{row['nats']:.4f}", f"{math.exp(row['nats']):.2f}",
             f"{row['bits']:.4f}",
         ])  # fmt: skip
     return table(header, rows)
@@ -275,22 +278,21 @@ def recall_table(store: dict[str, dict]) -> str:
     answers = {}
     for name, row in chosen.items():
         own = next(label for label in row["recall"] if "gram" not in label)
-        answers[RUNS[name]] = row["recall"][own], f"{row['bits']:.4f}", f"`{row['command']}`"
+        answers[RUNS[name]] = row["recall"][own], f"{row['bits']:.4f}"
         for label in set(row["recall"]) - {own}:
             kind = "characters" if name == "recall-01" else "words"
             if name in ("recall-01", "recall-03"):
-                counted = row["recall"][label], "", f"the same run as {RUNS[name]}"
-                answers[f"{label} of {kind}"] = counted
+                answers[f"{label} of {kind}"] = row["recall"][label], ""
     first = next(iter(answers.values()))[0]
     ends = [f"{at}-{2 * int(at) - 1}" for at in first]
     rows = [
-        [name, bits, *(f"{100 * right / asked:.0f}" for right, asked, _ in cells.values()), command]
-        for name, (cells, bits, command) in sorted(answers.items(), key=lambda item: order(item[0]))
+        [name, bits, *(f"{100 * right / asked:.0f}" for right, asked, _ in cells.values())]
+        for name, (cells, bits) in sorted(answers.items(), key=lambda item: order(item[0]))
     ]
     guess = [f"{100 * chance / asked:.0f}" for _, asked, chance in first.values()]
     asked = [asked for _, asked, _ in first.values()]
-    rows += [["guessing", "", *guess, ""], ["questions", "", *asked, ""]]
-    return table(["", "bits/char", *ends, "command"], rows)
+    rows += [["guessing", "", *guess], ["questions", "", *asked]]
+    return table(["", "bits/char", *ends], rows)
 
 
 def order(name: str) -> int:
@@ -400,7 +402,7 @@ CURVES = """![Loss of all five models on Tiny Shakespeare](images/results-shakes
 *The five defaults, validation loss against seconds of training. Points are evaluations. \
 Models 02 and 03 read words, the others characters: bits per character put them on one axis.*"""
 
-LONGER = """### Longer, and other settings
+LONGER = """### Longer runs, and other settings
 
 From the tables of the models' READMEs, not re-measured by this page's command."""
 
@@ -409,9 +411,16 @@ TALES = """## Tales
 Stories that the repository writes itself. Their entropy is known: **{floor} bits per character** \
 of the validation split, and no model can go lower."""
 
+BY_HAND = """### Longer
+
+The runs of the [recall test](#who-remembers). They were made by hand with the command of the \
+row, on this machine, while other programs used it, too, so that their times say little. This \
+page's command reads their files and does not measure them again. What the files do not say is \
+left out."""
+
 TALES_CURVES = """![Loss on tales](images/results-tales.png)
 
-*The runs of the [recall test](#who-remembers), against the text that was read.*"""
+*The last of each kind in that table, against the text that was read in training.*"""
 
 SAMPLES = """## What they write
 
@@ -432,9 +441,8 @@ RECALL = """## Who remembers?
 
 A story says something once and needs it later: is the right answer, of mostly eight, the one \
 that the model finds likeliest? Right answers in %, by distance in characters, counted in each \
-run's `recall.csv`. These runs were made by hand with the command of the row, each on one core \
-(`OMP_NUM_THREADS=1`) while others ran; this page's command does not measure them again. Groups \
-are small, so differences of ten points mean little."""
+run's `recall.csv`. The runs are those of the [table above](#longer), not re-measured by this \
+page's command. Groups are small, so differences of ten points mean little."""
 
 TOKENIZERS = """## Tokenizers
 
