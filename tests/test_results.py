@@ -54,11 +54,11 @@ def test_the_front_page_has_the_table_of_the_defaults():
     assert "docs/results.md" in text
 
 
-def test_every_row_of_the_page_is_measured():
+def test_every_row_of_the_page_is_measured_by_the_command_of_today():
     assert set(STORE) == set(results.ROWS)
     for name, row in results.ROWS.items():
         assert STORE[name]["command"] == row.command, f"{name}: measure it again"
-        assert STORE[name].get("read", False) == row.by_hand
+        assert STORE[name].get("read") or not row.by_hand
 
 
 def test_a_number_that_changes_in_the_file_changes_the_page():
@@ -227,7 +227,7 @@ def test_measuring_goes_on_where_it_stopped(stored, monkeypatch):
     ("flags", "mentioned"),
     [
         ("--only nonsense", "no such row"),
-        ("--read shakespeare-01-tiny .", "give one of"),
+        ("--read tokenizers-train .", "no such run"),
         ("--read recall-01 nowhere", "no finished run"),
         ("--nonsense", "see --help"),
     ],

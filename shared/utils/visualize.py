@@ -139,6 +139,7 @@ def plot_curves(
         floor = name == "entropy floor"
         line(axes, height, f"{name} {height:.3f}", GREEN if floor else GREY)
     axes.set(title=title, xlabel=xlabel, ylabel="bits per character", xscale="log")
+    axes.set_xlim(right=2.5 * axes.get_xlim()[1])  # room for the names of the lines
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e5 else f"{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

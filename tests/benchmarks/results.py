@@ -332,19 +332,26 @@ def read_by_hand(row: Row, folder: Path) -> dict:
     """A run that somebody made by its command; on what machine, its files do not say."""
     finished = read_folder(folder)
     date = time.strftime("%Y-%m-%d", time.localtime((folder / "metrics.csv").stat().st_mtime))
-    return {"command": row.command, "date": date, "read": True, **inside(folder), **finished}
+    head = {"command": row.command, "date": date, "read": True}
+    return {**head, **inside(folder, row), **finished}
 
 
-def inside(folder: Path) -> dict:
-    """What the checkpoint of a finished run tells of it; nothing, where there is none."""
+def inside(folder: Path, row: Row) -> dict:
+    """What the checkpoint of a finished run tells of it. Raises UserError if it is another's."""
     import torch
 
     if not (folder / "best.pt").exists():
         return {}
     data = io.BytesIO((folder / "best.pt").read_bytes())  # a SHA-256 behind it does no harm
     checkpoint = torch.load(data, map_location="cpu", weights_only=True)
+    settings, dataset = checkpoint["settings"], checkpoint["dataset"]["name"]
+    if f"--dataset {dataset} " not in f"{row.command} ":
+        raise UserError(f"{folder} was trained on {dataset}: give a run of {row.command}")
     sizes = {each.data_ptr(): each.numel() for each in checkpoint["model"].values()}
-    return {"parameters": sum(sizes.values()), "dtype": checkpoint["settings"]["dtype"]}
+    found = {"parameters": sum(sizes.values()), "dtype": settings["dtype"]}
+    if not row.by_hand:  # its settings are the preset's, and stay so until the code moves on
+        found["preset"] = {k: settings.get(k, now) for k, now in presets_of(row).items()}
+    return found
 
 
 # ------------------------------------------------------------------------------------- the store
@@ -429,8 +436,8 @@ def main() -> int:
         return 1 if wrong else 0
     if args.read:
         name, folder = args.read
-        if name not in ROWS or not ROWS[name].by_hand:
-            raise UserError(f"--read {name}: give one of {', '.join(RECALL)}")
+        if name not in ROWS or ROWS[name].kind != "train":
+            raise UserError(f"--read {name}: no such run: give the name of one in results.py")
         measured = read_by_hand(ROWS[name], Path(folder))
         store = {**load(), name: measured}
         save(store)

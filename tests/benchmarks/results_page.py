@@ -78,7 +78,8 @@ def render(store: dict[str, dict], root: Path, pictures: bool = False) -> dict[P
 def sections(store: dict[str, dict], root: Path) -> Iterator[str]:
     """The page, block by block; a section whose rows are not measured yet is left out."""
     yield INTRODUCTION.format(machines=machines(store.values()), dtypes=dtypes(store.values()))
-    yield from (SHAKESPEARE, train_table(store, "shakespeare"))
+    yield SHAKESPEARE + made_by_hand(rows_of(store, "shakespeare"))
+    yield train_table(store, "shakespeare")
     if rows_of(store, "shakespeare-01-small"):
         yield CURVES
     yield from (LONGER, longer_table(store, root))
@@ -131,8 +132,16 @@ def dtypes(rows: Iterable[dict]) -> str:
 
 
 def cores_of(rows: Iterable[dict]) -> str:
-    counts = sorted({row["machine"]["cores"] for row in rows})
+    counts = sorted({row["machine"]["cores"] for row in rows if "machine" in row})
     return " or ".join("one core" if count == 1 else f"{count} cores" for count in counts)
+
+
+def made_by_hand(rows: dict[str, dict]) -> str:
+    """A sentence about runs whose files were read, if there are any."""
+    names = [title(name).removesuffix(", default") for name, row in rows.items() if "read" in row]
+    if not names:
+        return ""
+    return f" Made by hand with that command, on the same kind of machine: {', '.join(names)}."
 
 
 def about(store: dict[str, dict], name: str) -> dict[str, object]:
@@ -187,18 +196,19 @@ def front_text(store: dict[str, dict]) -> str:
     names = [f"shakespeare-{model}-small" for model in NAMES]
     rows = [store[name] for name in names if name in store]
     return (
-        f"{FRONT} Measured on {cores_of(rows)}, {machines(rows)}, {dtypes(rows)}.\n\n"
+        f"{FRONT} Measured on {cores_of(rows)}, {machines(rows)}, {dtypes(rows)}."
+        f"{made_by_hand({name: store[name] for name in names if name in store})}\n\n"
         f"{front_table(store, ['shakespeare-ngram-chars', *names])}"
     )
 
 
 def front_table(store: dict[str, dict], names: list[str]) -> str:
     return table(
-        ["model", "command", "time", "nats/token", "perplexity", "bits/char"],
+        ["model", "command", "training", "nats/token", "perplexity", "bits/char"],
         (
             [
                 title(name).removesuffix(", default"), f"`{row['command']}`",
-                time_of(row["wall_seconds"]), f"{row['nats']:.4f}",
+                time_of(row.get("seconds") or row["wall_seconds"]), f"{row['nats']:.4f}",
                 f"{math.exp(row['nats']):.1f}", f"{row['bits']:.3f}",
             ]
             for name, row in ((name, store[name]) for name in names if name in store)
@@ -265,8 +275,7 @@ def peers_table(store: dict[str, dict], root: Path) -> str:
     for model in ("01", "04", "05"):  # those that read characters
         for preset in ("tiny", "small"):
             if row := store.get(f"shakespeare-{model}-{preset}"):
-                cores = row["machine"]["cores"]
-                on = f"{cores} core{'s' * (cores > 1)}, {time_of(row['wall_seconds'])}"
+                on = f"{cores_of([row])} {time_of(row.get('wall_seconds') or row['seconds'])}"
                 cells = [title(f"-{model}-{preset}"), on, f"{row['nats']:.4f}"]
                 rows.append([*cells, f"{row['bits']:.3f}", "measured here", "this page"])
     return table(header, rows)
