@@ -38,6 +38,13 @@ RUNS = {  # the runs on tales that were made by hand
     "recall-05-short": "GPT-style + pointer",
     "recall-05": "GPT-style + pointer, longer tokens",
 }
+EXPECTED = [  # the names of all rows
+    *NGRAMS,
+    *(f"shakespeare-{model}-{preset}" for preset in ("tiny", "small") for model in NAMES),
+    *(f"tales-{model}-tiny" for model in NAMES),
+    *("tokenizers-train", "tokenizers-encode", "compression", "generation"),
+    *RUNS,
+]
 NANOGPT = "[nanoGPT's README](https://github.com/karpathy/nanoGPT#quick-start)"
 ISSUE = "[a user's report](https://github.com/karpathy/nanoGPT/issues/211)"
 PUBLISHED = [  # who, on what, nats per character, where it stands
@@ -78,6 +85,8 @@ def render(store: dict[str, dict], root: Path, pictures: bool = False) -> dict[P
 def sections(store: dict[str, dict], root: Path) -> Iterator[str]:
     """The page, block by block; a section whose rows are not measured yet is left out."""
     yield INTRODUCTION.format(machines=machines(store.values()), dtypes=dtypes(store.values()))
+    if missing := [f"`{name}`" for name in EXPECTED if name not in store]:
+        yield f"Not measured yet: {', '.join(missing)}."
     yield SHAKESPEARE + made_by_hand(rows_of(store, "shakespeare"))
     yield train_table(store, "shakespeare")
     if rows_of(store, "shakespeare-01-small"):
