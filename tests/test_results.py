@@ -62,6 +62,7 @@ def test_every_row_of_the_page_is_measured_by_the_command_of_today():
             assert STORE[name]["command"] == row.command, f"{name}: measure it again"
             assert STORE[name].get("read") or not row.by_hand
         assert (f"`{name}`" in page) == (name not in STORE), name
+    assert set(results_page.EXPECTED) == set(results.ROWS)
     assert len(QUICK) >= 5 and set(STORE) <= set(results.ROWS)
 
 

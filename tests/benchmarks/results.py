@@ -37,7 +37,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from results_page import EXPECTED, render  # noqa: E402
+from results_page import render  # noqa: E402
 
 from shared import UserError  # noqa: E402
 
@@ -118,7 +118,6 @@ def all_rows() -> Iterator[Row]:
 
 
 ROWS = {row.name: row for row in all_rows()}
-assert set(ROWS) == set(EXPECTED)
 
 
 # ----------------------------------------------------------------------------------- the machine
