@@ -14,7 +14,7 @@ from conftest import MODELS, ROOT
 
 SAME = {
     "generate.py": {
-        *["Arguments", "command", "find", "pick_device", "pick_dtype", "seconds_of_product"],
+        *["Arguments", "command", "find", "pick_device", "pick_dtype", "bfloat16_wins"],
         "add_device_flag",
     },
     "train.py": {
