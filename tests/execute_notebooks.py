@@ -51,7 +51,9 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def main() -> None:
     names = sys.argv[1:]
-    paths = [FOLDER / f"{Path(name).stem}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
+    paths = [FOLDER / f"{Path(name).stem}.ipynb" for name in names] or sorted(
+        FOLDER.glob("*.ipynb")
+    )
     for path in paths:
         if not path.is_file():
             sys.exit(f"error: no notebook {path.name} in docs/notebooks: name one that is there")
