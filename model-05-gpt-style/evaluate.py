@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -42,18 +41,19 @@ import instruction_data as instructions
 import lora
 import metrics
 import numpy as np
+import report
 import torch
 import train
 from generate import Arguments, command
 from instruction_data import END, THINGS, WHO, Example
 from metrics import DISTURBED, Measure
 from quantize import quantize
+from report import Finding, draw_reliability, draw_repetitions
 from tqdm import tqdm
-from train import replacing, shown
+from train import shown
 
 from shared import UserError
 from shared.data.tales import read_tale, recall_probes
-from shared.utils import visualize
 from shared.utils.tokenizers import Tokenizer
 
 LARGEST = 2_000_000  # characters of a large text that are read
@@ -62,16 +62,6 @@ SOME_TEXT = 50_000  # characters that are read with slips of the pen
 PROMPT, CONTINUED = 50, 50  # tokens of a stretch: given, and compared (Carlini et al. 2023)
 COUNTS = dict(test=200, probes=600, stories=100, stretches=200)
 TUNED = ("spam", "instruct", "dpo", "grpo")  # keys of what fine-tuning scripts write
-
-
-@dataclass
-class Finding:
-    """What one part of an evaluation has found out."""
-
-    measures: dict[str, Measure] = field(default_factory=dict)  # those that are compared
-    notes: list[str] = field(default_factory=list)
-    tables: list[list[list[str]]] = field(default_factory=list)  # rows of cells, the header first
-    pictures: list[str] = field(default_factory=list)  # names of files
 
 
 class Text(NamedTuple):
@@ -308,9 +298,12 @@ def measure_spam(subject: Subject) -> Finding:
 
 def some_messages(subject: Subject) -> spam.Split:
     """The test split; of it as many as --limit says."""
-    name = subject.args.dataset or subject.saved["spam"]["dataset"]
-    test = spam.load_messages(name)[0]["test"]
+    test = spam.load_messages(name_of_messages(subject))[0]["test"]
     return spam.Split(*(each[: subject.args.limit] for each in test))
+
+
+def name_of_messages(subject: Subject) -> str:
+    return subject.args.dataset or subject.saved["spam"]["dataset"]
 
 
 # ----------------------------------------------------------------------------------- robustness
@@ -429,28 +422,6 @@ def calibration(subject: Subject, confidence, right, name: str) -> Finding:
     )  # fmt: skip
 
 
-def draw_reliability(bins: list[metrics.Bin], error: float, name: str, path: Path) -> None:
-    """Accuracy against confidence, and where most of the cases are."""
-    figure, axes = visualize.new_figure((6, 6))
-    axes.plot([0, 1], [0, 1], ls="--", color=visualize.GREY, label="as sure as right")
-    total = sum(each.count for each in bins)
-    for each in bins:
-        width = each.high - each.low
-        axes.bar(each.low, each.count / total, width, align="edge", color=visualize.GREY, alpha=0.3)
-    points = [(each.confidence, each.accuracy) for each in bins]
-    axes.plot(*zip(*points, strict=True), "o-", color=visualize.BLUE, label="share that is right")
-    axes.bar(0, 0, color=visualize.GREY, alpha=0.3, label="share of all cases")
-    axes.set(title=f"Calibration error {error:.4f}\n{name}", xlabel="confidence", xlim=(0, 1),
-             ylim=(0, 1))  # fmt: skip
-    axes.legend(frameon=False, loc="upper left")
-    save_picture(figure, path)
-
-
-def save_picture(figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
 def measure_memorisation(subject: Subject) -> Finding:
     """Given 50 tokens, how far does it go on with the text, word for word?
 
@@ -462,15 +433,8 @@ def measure_memorisation(subject: Subject) -> Finding:
     for name, (found, whole) in lengths.items():
         cells = f"{np.median(found):.0f}", f"{np.mean(found):.1f}", str(max(found))
         rows.append([f"{name} text", str(len(found)), *cells, str(share(whole, len(found)))])
-    figure, axes = visualize.new_figure()
-    for (name, (found, _)), colour in zip(lengths.items(), ("ORANGE", "BLUE"), strict=True):
-        heights = 1 - np.arange(len(found)) / len(found)
-        style = dict(where="post", color=getattr(visualize, colour), label=f"{name} text")
-        axes.step(sorted(found), heights, **style)
-    axes.set(title="How far a text is repeated", xlabel="characters, word for word, at least",
-             ylabel="share of stretches", ylim=(0, 1.02))  # fmt: skip
-    axes.legend(frameon=False)
-    save_picture(figure, subject.out / "memorisation.png")
+    found = {name: each for name, (each, _) in lengths.items()}
+    draw_repetitions(found, subject.out / "memorisation.png")
     extra = lengths["training"][1] - lengths["validation"][1]
     note = (
         f"{subject.text.name}: {PROMPT} tokens given, then the likeliest {CONTINUED}; characters."
@@ -574,7 +538,8 @@ def write_stories(subject: Subject, count: int) -> list[str]:
         replies = sft.reply_to(model, tokenizer, prompts, model.context, 0.8, seed)
         pairs = [sft.text_of(tokenizer, reply) for reply in replies]
     else:
-        start = tokenizer.encode(f"{END}\n" if END in subject.text.train[:10_000] else "\n\n")
+        between = f"{END}\n" if END in subject.text.train[:10_000] else ".\n\n"
+        start = tokenizer.encode(between)  # what stands between two stories
         per_token = len(subject.text.valid) / len(subject.tokens)
         length = int(1200 / per_token)  # the longest tales have about so many characters
         steps = generate.generate_batch(
@@ -626,20 +591,16 @@ def parts_of(subject: Subject) -> list[str]:
 def evaluate(subject: Subject) -> dict[str, Finding]:
     """All parts asked for; each is written as soon as it is done, and not done twice."""
     subject.out.mkdir(parents=True, exist_ok=True)
-    about, done = about_of(subject), {}
-    path = subject.out / "evaluation.json"
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier.get("about") == about:
-            done = {name: from_plain(each) for name, each in earlier["parts"].items()}
+    about = about_of(subject)
+    done = report.read(subject.out, about)
     names = parts_of(subject)
     for name in names:
         if name in done:
-            print(f"{name}: as measured before, in {shown(path)}")
+            print(f"{name}: as measured before, in {shown(subject.out)}")
             continue
         done[name] = PARTS[name](subject)
-        print(f"\n{section(name, done[name])}", flush=True)
-        write_report(subject.out, about, done)
+        print(f"\n{report.section(name, done[name])}", flush=True)
+        report.write(subject.out, about, done)
     return {name: done[name] for name in names}
 
 
@@ -647,66 +608,14 @@ def about_of(subject: Subject) -> dict:
     """What makes two evaluations the same."""
     args = subject.args
     kept = {name: getattr(args, name) for name in ("stride", "test", "limit", "seed", "quantize")}
-    text = dict(text=subject.text.name) if subject.kind != "spam" else {}
     return {
-        "checkpoint": subject.path.name, "sha256": lora.sha256_of(subject.path),
-        "kind": subject.kind, "dtype": str(subject.dtype).removeprefix("torch."),
-        "dataset": args.dataset, **text, **kept,
-    }  # fmt: skip
-
-
-def from_plain(each: dict) -> Finding:
-    """A finding that was written to a file."""
-    measures = {name: Measure(*values) for name, values in each["measures"].items()}
-    return Finding(measures, each["notes"], each["tables"], each["pictures"])
-
-
-def write_report(out: Path, about: dict, done: dict[str, Finding]) -> None:
-    """evaluation.json, for programs, and evaluation.md, for people."""
-    parts = {name: vars(each) for name, each in done.items()}
-    plain = json.dumps({"about": about, "parts": parts}, indent=1, ensure_ascii=False)
-    head = [f"# Evaluation of {about['checkpoint']}, kind {about['kind']}"]
-    if about["limit"]:
-        head.append(f"**A quick look (--limit {about['limit']}), not the whole of anything.**")
-    page = "\n\n".join([*head, *(section(name, each) for name, each in done.items())]) + "\n"
-    for name, content in (("evaluation.json", plain), ("evaluation.md", page)):
-        with replacing(out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="\n")
-
-
-def section(name: str, found: Finding) -> str:
-    """A part of the report, in Markdown."""
-    pictures = [f"![{Path(each).stem}]({each})" for each in found.pictures]
-    blocks = [f"## {name.capitalize()}", *found.notes, *map(table, found.tables), *pictures]
-    return "\n\n".join(blocks)
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells, the header first, in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-             for row in rows]  # fmt: skip
-    return "\n".join(
-        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    )
-
-
-def compare(before: dict[str, Finding], after: dict[str, Finding], tolerance: float) -> list[str]:
-    """Print both side by side. Returns what has become worse."""
-    rows, worse = [["", "before", "after", "worse by"]], []
-    for part in (name for name in after if name in before):
-        for name, new in after[part].measures.items():
-            old = before[part].measures.get(name)
-            if old is None:
-                continue
-            by = metrics.worsened(old, new)
-            if by > tolerance:
-                worse.append(f"{part}: {name}")
-            rows.append(
-                [f"{part}: {name}", str(old), str(new), f"{by:+.3f}" + " *" * (by > tolerance)]
-            )
-    print(f"\n{table(rows)}\n")
-    return worse
+        "checkpoint": subject.path.name,
+        "sha256": lora.sha256_of(subject.path),
+        "kind": subject.kind,
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "text": name_of_messages(subject) if subject.kind == "spam" else subject.text.name,
+        **kept,
+    }
 
 
 def main() -> None:
@@ -727,7 +636,7 @@ def main() -> None:
         args.dataset = args.dataset or subject.text.name
     print(f"\nThe earlier model, {shown(earlier.path)}:")
     before = evaluate(earlier)
-    if worse := compare(before, found, args.tolerance):
+    if worse := report.compare(before, found, args.tolerance):
         print(f"WORSE by more than {args.tolerance:g}: {'; '.join(worse)}")
         sys.exit(1)
     print(f"Nothing has become worse by more than {args.tolerance:g}.")
