@@ -142,8 +142,8 @@ def load(path: Path, args: argparse.Namespace, out: Path) -> Subject:
     """Any checkpoint or file of adapters that a script of this folder wrote. Raises UserError."""
     device = generate.pick_device(args.device)
     saved = generate.read_checkpoint(path, device)
+    kind = "spam" if "classifier" in saved else "instruct" if "template" in saved else "base"
     key = next((key for key in TUNED if key in saved), None)
-    kind = {None: "base", "spam": "spam"}.get(key, "instruct")
     if kind == "spam":
         model, tokenizer = spam.load_classifier(path, device)
     elif saved.get("architecture") == lora.KIND and key:
@@ -227,17 +227,23 @@ def measure_perplexity(subject: Subject) -> Finding:
         found.notes.append(
             f"{lost:.2%} of the tokens are <unk>: what they stood for costs nothing."
         )
-    context, some = subject.model.context, tokens[:STRIDES]
-    strides = [s for s in (context, context // 2, context // 4, context // 8) if s]
-    costs = [metrics.predict(subject.model, some, s, subject.dtype).nats.double().mean().item()
-             for s in strides]  # fmt: skip
-    table = [["stride", "least past, tokens", "times each token is read", "perplexity"]]
-    for stride, cost in zip(strides, costs, strict=True):
-        cells = stride, context - stride, f"{context / stride:.0f}", f"{math.exp(cost):.4f}"
-        table.append(list(map(str, cells)))
+    elif missing := len(text.valid) - len(subject.tokenizer.decode(tokens.tolist())):
+        found.notes.append(f"{missing:,} characters are unknown to the tokenizer and left out.")
+    some = tokens[:STRIDES]
     found.notes.append(f"The second table: the first {len(some):,} tokens, at several strides.")
-    found.tables = [rows, table]
+    found.tables = [rows, stride_table(subject, some)]
     return found
+
+
+def stride_table(subject: Subject, tokens: torch.Tensor) -> list[list[str]]:
+    """Perplexity of the same tokens (N,) from windows that overlap more and more."""
+    context = subject.model.context
+    rows = [["stride", "least past, tokens", "times each token is read", "perplexity"]]
+    for stride in dict.fromkeys(max(1, context // part) for part in (1, 2, 4, 8)):
+        nats = metrics.predict(subject.model, tokens, stride, subject.dtype).nats.double()
+        times = f"{context / stride:.0f}"
+        rows.append([str(stride), str(context - stride), times, f"{nats.mean().exp():.4f}"])
+    return rows
 
 
 def measure_instructions(subject: Subject) -> Finding:
