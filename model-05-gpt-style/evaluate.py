@@ -518,7 +518,7 @@ def contradictory_stories(subject: Subject) -> Finding:
     rows = [["stories", "number", "share"]]
     for name, number in (
         ("without a slip", clean), ("that contradict themselves", len(bad)),
-        ("that no tale can go on like (what follows is not read)", ends["lost"]),
+        ("that leave the grammar (and are read no further)", ends["lost"]),
         ("all", count),
     ):  # fmt: skip
         rows.append([name, str(number), str(share(number / count, count))])

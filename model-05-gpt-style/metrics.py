@@ -134,8 +134,12 @@ def calibration_error(bins: list[Bin]) -> float:
 
 
 def standard_error(share: float, count: int) -> float:
-    """How far a share of so many questions may be off by chance."""
-    return math.sqrt(share * (1 - share) / max(1, count))
+    """How far a share of so many questions may be off by chance.
+
+    As if two more were right and two more wrong (Agresti & Coull 1998): none of 7 is not "never".
+    """
+    share, count = (share * count + 2) / (count + 4), count + 4
+    return math.sqrt(share * (1 - share) / count)
 
 
 # ------------------------------------------------------------------------------------ robustness

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from metrics import Bin, Measure, worsened
+from metrics import Bin, Measure, standard_error, worsened
 from train import replacing
 
 from shared.utils import visualize
@@ -99,8 +99,9 @@ def draw_reliability(bins: list[Bin], error: float, name: str, path: Path) -> No
     for each in bins:
         width = each.high - each.low
         axes.bar(each.low, each.count / total, width, align="edge", color=visualize.GREY, alpha=0.3)
-    points = [(each.confidence, each.accuracy) for each in bins]
-    axes.plot(*zip(*points, strict=True), "o-", color=visualize.BLUE, label="share that is right")
+    points = [(b.confidence, b.accuracy, standard_error(b.accuracy, b.count)) for b in bins]
+    axes.errorbar(*zip(*points, strict=True), fmt="o-", capsize=2, color=visualize.BLUE,
+                  clip_on=False, label="share that is right, ± one standard error")  # fmt: skip
     axes.bar(0, 0, color=visualize.GREY, alpha=0.3, label="share of all cases")
     axes.set(title=f"Calibration error {error:.4f}\n{name}", xlabel="confidence", xlim=(0, 1),
              ylim=(0, 1))  # fmt: skip

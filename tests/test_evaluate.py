@@ -137,6 +137,12 @@ def test_who_is_as_sure_as_right_has_no_calibration_error(mods):
     assert error(mods.metrics.reliability(np.ones(100), np.arange(100) < 60)) == pytest.approx(0.4)
 
 
+def test_the_standard_error_is_that_of_many_draws_and_never_says_never(mods):
+    draws = np.random.default_rng(2).binomial(200, 0.9, 20_000) / 200
+    assert mods.metrics.standard_error(0.9, 200) == pytest.approx(draws.std(), rel=0.1)
+    assert 0.1 < mods.metrics.standard_error(0.0, 7) < 0.15
+
+
 # ------------------------------------------------------------------------------------ robustness
 
 
@@ -349,7 +355,7 @@ def spoiled(mods, path: Path, out: Path, noise: float) -> Path:
 def test_a_comparison_fails_where_something_has_become_worse(mods, text_file, tmp_path, run):
     text = text_file.read_text(encoding="utf-8")
     good = new_base(tmp_path, text, 64)
-    bad = spoiled(mods, good, tmp_path / "bad.pt", 1.0)
+    bad = spoiled(mods, good, tmp_path / "bad.pt", 0.3)
     flags = words("--dataset", text_file, "--limit 4 --what perplexity")
     worse = run("--checkpoint", bad, "--compare", good, flags, out="a")
     assert worse.status == 1 and "WORSE by more than 0.02: perplexity: bits per char" in worse.out
