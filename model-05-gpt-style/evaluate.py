@@ -195,7 +195,7 @@ def stride_of(subject: Subject) -> int:
 
 def of_tales(subject: Subject) -> bool:
     """Whether the text is made of tales."""
-    stories = [story for story in split_stories(subject.text.valid)[1:-1] if story]
+    stories = [story for story in split_stories(subject.text.train[:20_000])[1:-1] if story]
     return bool(stories) and any(read_tale(story) for story in stories[:5])
 
 
@@ -341,8 +341,11 @@ def bits_of(subject: Subject) -> tuple[str, list, dict, Callable]:
         return Measure(nats.sum().item() / math.log(2) / len(texts[0]), "bits/char", "lower")
 
     text = subject.text.valid[:SOME_TEXT]
+    name = f"The first {len(text):,} characters of the validation text"
+    if subject.tokenizer.unk_id is not None:
+        name += ", where a word that is unknown is one cheap <unk>"
     changes = {how: DISTURBED[how] for how in ("typos", "lower case", "upper case")}
-    return f"The first {len(text):,} characters of the validation text", [text], changes, measure
+    return name, [text], changes, measure
 
 
 def obeyed_of(subject: Subject) -> tuple[str, list, dict, Callable]:
@@ -404,7 +407,9 @@ def measure_calibration(subject: Subject) -> Finding:
         name = f"{len(p):,} test messages"
     else:
         _, confidence, right = subject.predictions
-        name = f"{len(right):,} tokens of {subject.text.name}, the likeliest one each time"
+        name = (
+            f"{len(right):,} tokens of {Path(subject.text.name).name}, the likeliest one each time"
+        )
     return calibration(subject, confidence, right, name)
 
 

@@ -82,7 +82,8 @@ def compare(before: dict[str, Finding], after: dict[str, Finding], tolerance: fl
     rows, worse = [["", "before", "after", "worse by"]], []
     for part in (name for name in after if name in before):
         old, new = before[part].measures, after[part].measures
-        for name in (name for name in new if name in old):
+        # base models pay bits for a typo, tuned ones disobey: only the same can be compared
+        for name in (name for name in new if name in old and old[name].unit == new[name].unit):
             by, full = worsened(old[name], new[name]), f"{part}: {name}"
             mark = " *" if by > tolerance else ""
             worse += [full] if mark else []
@@ -118,7 +119,7 @@ def draw_repetitions(lengths: dict[str, list[int]], path: Path) -> None:
     """The share of stretches of which so many characters and more were repeated."""
     figure, axes = visualize.new_figure()
     for (name, found), colour in zip(lengths.items(), visualize.COLOURS[2:0:-1], strict=True):
-        heights = 1 - np.arange(len(found) + 1) / len(found)
+        heights = [1, *(1 - np.arange(len(found)) / len(found))]  # ..., 1 / N at the longest
         axes.step([0, *sorted(found)], heights, color=colour, label=f"{name} text")
     axes.set(
         title="How far a text is repeated", xlabel="characters, word for word, at least",

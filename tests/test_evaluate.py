@@ -378,6 +378,15 @@ def test_a_share_is_compared_by_points_and_all_else_by_its_ratio(mods):
     assert worsened(of(2.0, "bits", "lower"), of(1.9, "bits", "lower")) == pytest.approx(-0.05)
 
 
+def test_only_what_is_counted_alike_is_compared(mods, capsys):
+    of, finding = mods.metrics.Measure, mods.report.Finding
+    before = {"robustness": finding({"typos": of(0.3, "bits/char", "lower")})}
+    after = {"robustness": finding({"typos": of(0.9, "share", "higher", 50)})}
+    assert mods.report.compare(before, after, 0.0) == []
+    worse = {"robustness": finding({"typos": of(0.7, "share", "higher", 50)})}
+    assert mods.report.compare(after, worse, 0.1) == ["robustness: typos"]
+
+
 def test_the_report_on_spam_counts_right(mods, spam, tmp_path, run):
     path, messages = spam
     done = run("--checkpoint", path)
