@@ -78,6 +78,7 @@ MAY_DIFFER = {
         "train_step": "a state to carry, or none",
         "train": "a stage may add to the loop",
         "next_scores": "how contexts of different lengths become a batch",
+        "answers_of": "evaluate.py of model 05 asks the same questions",
         "measure_recall": "where candidates differ depends on the tokenizer",
         "introduce": "what there is to say of a stage's data",
         "main": "the baseline of a stage",
