@@ -526,7 +526,7 @@ def contradictory_stories(subject: Subject) -> Finding:
         ("that leave the grammar (and are read no further)", ends["lost"]),
         ("all", count),
     ):  # fmt: skip
-        rows.append([name, str(number), str(share(number / count, count))])
+        rows.append([name, str(number), "" if name == "all" else str(share(number / count, count))])
     of = Counter(slip.about for slips in bad for slip in slips)
     kinds = ", ".join(f"{about} {number}" for about, number in of.most_common()) or "none"
     notes = [f"{sum(of.values())} contradictions in {count} stories: {kinds}."]
