@@ -1,12 +1,14 @@
 """How much does LoRA cost, and what? Ranks against full fine-tuning: a table and a picture.
 
-Each setting is a run of model 05's finetune_spam.py on the same checkpoint, one after the other,
+Each setting is a run of model 05's finetune_spam.py from the same checkpoint, one after the other,
 in a process of its own, so that its memory can be told: the most that was resident at once. What
 is learned: how many of the parameters; the file: what there is to keep of a fine-tuned model.
 Learning rates were chosen on the validation split; the test split is read once, by each run.
 
     python tests/benchmarks/bench_lora.py --checkpoint model-05-gpt-style/checkpoints/best.pt
     python tests/benchmarks/bench_lora.py --checkpoint base.pt --ranks 8 --epochs 2
+
+What has been measured into --out with the same flags is not measured again. --alpha stays 16.
 
 Needs Linux or macOS, which tell a process's memory.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import subprocess
@@ -66,6 +69,19 @@ def measure(name: str, flags: list[str], out: Path) -> Result:
     )  # fmt: skip
 
 
+def measured_before(name: str, flags: list[str], out: Path) -> Result:
+    """The same, or, if these flags were measured into this folder before, what that came to."""
+    file = out.with_suffix(".json")
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before["flags"] == flags:
+            return Result(**before["result"])
+    result = measure(name, flags, out)
+    text = json.dumps({"flags": flags, "result": result._asdict()}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
+    return result
+
+
 def draw(results: list[Result], path: Path) -> None:
     """Accuracy over the number of parameters that learn; full fine-tuning is the last point."""
     figure, axes = visualize.new_figure()
@@ -97,15 +113,14 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     same = ["--checkpoint", args.checkpoint, "--dataset", args.dataset, "--epochs", args.epochs]
-    adapters = ["--train", "lora", "--targets", args.targets]
-    runs = {f"rank {rank}": [*adapters, "--lr", args.lr, "--rank", str(rank),
-                             "--alpha", str(2 * rank)] for rank in args.ranks}  # fmt: skip
+    adapters = ["--train", "lora", "--targets", args.targets, "--lr", args.lr]
+    runs = {f"rank {rank}": [*adapters, "--rank", str(rank)] for rank in args.ranks}
     runs["all"] = ["--train", "all"]
     print("| | parameters that learn | validation | test | F1 | memory, MB | time, s | file, MB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     results = []
     for name, flags in runs.items():
-        one = measure(name, [*same, *flags], out / name.replace(" ", "-"))
+        one = measured_before(name, [*same, *flags], out / name.replace(" ", "-"))
         print(f"| {name} | {one.learned:,} ({one.share:.1f} %) | {one.valid:.2f} % "
               f"| {one.test:.2f} % | {one.f1:.4f} | {one.memory:,.0f} | {one.seconds:.0f} "
               f"| {one.file:.2f} |", flush=True)  # fmt: skip
