@@ -70,7 +70,10 @@ TRANSFORMER = (
     "--dataset tales --tokenizer word --context 320 --batch-size 8 --hidden-size 128 --dropout 0 "
     "--lr 0.006"
 )
-GPT = "--dataset tales --tokenizer bpe --context 384 --batch-size 8 --weight-decay 0.2 --dropout 0"
+GPT = (
+    "--dataset tales --tokenizer bpe --context 384 --batch-size 8 --lr 0.01 --weight-decay 0.2 "
+    "--dropout 0"
+)
 RECALL = {  # as the READMEs have it
     "recall-01": ("01", "--dataset tales --minutes 12"),
     "recall-02": ("02", f"{WORDS} --minutes 6"),
@@ -84,7 +87,7 @@ RECALL = {  # as the READMEs have it
     "recall-05": (
         "05",
         "--dataset tales --tokenizer bpe --vocab-size 4096 --context 256 --batch-size 8 "
-        "--weight-decay 0.2 --dropout 0 --steps 1500 --eval-every 500 --copy pointer",
+        "--lr 0.01 --weight-decay 0.2 --dropout 0 --steps 1500 --eval-every 500 --copy pointer",
     ),
 }
 
