@@ -83,6 +83,7 @@ MODULES = (
     *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
     *("quantize", "lora", "baselines", "finetune_spam"),
     *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
+    *("metrics", "report", "evaluate"),
 )
 
 

@@ -93,6 +93,11 @@ def quick(script: str, arguments: list[str], spec: Spec, text_file: Path) -> lis
         messages = text_file.parent / "messages.tsv"
         out = ["--out", str(messages.parent / "out")]
         return [*arguments, *own, "--epochs", "1", "--dataset", str(messages), *out]
+    if script == "evaluate.py":
+        spam = any("spam" in each for each in arguments)
+        text = text_file.parent / "messages.tsv" if spam else text_file
+        arguments = without(arguments, "--limit", "--dataset", "--test")
+        return [*arguments, "--dataset", str(text), *words("--limit 2 --dtype float32")]
     if script == "lora.py":
         return [each.replace("checkpoints/best.pt", "checkpoints/base.pt") for each in arguments]
     if script == "quantize.py":
