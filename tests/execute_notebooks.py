@@ -30,14 +30,13 @@ def execute(path: Path, timeout: float = 120) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources=where, record_timing=False
-    ).execute()
+    options = dict(kernel_name="python3", record_timing=False, coalesce_streams=True)
+    NotebookClient(notebook, timeout=timeout, resources=where, **options).execute()
     return notebook
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The same with the metadata that all notebooks here have; prints in a row joined."""
+    """The same with the metadata that all notebooks here have."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell.id = {}, f"cell-{number}"

@@ -69,6 +69,16 @@ def test_the_loss_picture_shows_what_it_is_given(tmp_path):
     assert len(pictures) == 3
 
 
+def test_curves_of_several_models_are_drawn(tmp_path):
+    curves = {"RNN": [(0, 6.0), (10, 3.0), (100, 2.1)], "GPT": [(5, 2.5)]}
+    pictures = set()
+    for lines in ({}, {"7-gram": 2.2}, {"7-gram": 2.2, "entropy floor": 0.25}):
+        visualize.plot_curves(curves, tmp_path / "p", "A title", "seconds", lines)
+        assert size_of_png(tmp_path / "p") == (960, 600)
+        pictures.add((tmp_path / "p").read_bytes())
+    assert len(pictures) == 3
+
+
 def test_recall_of_several_models_is_drawn(tmp_path):
     (tmp_path / "a.csv").write_text(HEADER + ROWS, encoding="utf-8")
     (tmp_path / "b.csv").write_text(HEADER + ROWS.replace("CharRNN", "GPT"), encoding="utf-8")

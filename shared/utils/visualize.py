@@ -117,6 +117,36 @@ def plot_loss(
     figure.savefig(path, format="png", dpi=120)
 
 
+def plot_curves(
+    curves: dict[str, list[tuple[float, float]]],
+    path: Path,
+    title: str,
+    xlabel: str,
+    lines: dict[str, float],
+) -> None:
+    """Validation loss of several models in bits per character, as a PNG.
+
+    curves holds for each model points (x, bits); x is on a logarithmic scale, so a point at 0,
+    before training, is left out. lines: names and heights of what they are compared with.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = new_figure()
+    for colour, (name, points) in zip(COLOURS[1:] * 9, curves.items(), strict=False):
+        xs, bits = zip(*[point for point in points if point[0] > 0], strict=True)
+        axes.plot(xs, bits, "o-", ms=4, color=colour, label=f"{name} {min(bits):.3f}")
+    for name, height in lines.items():
+        floor = name == "entropy floor"
+        line(axes, height, f"{name} {height:.3f}", GREEN if floor else GREY)
+    axes.set(title=title, xlabel=xlabel, ylabel="bits per character", xscale="log")
+    axes.set_xlim(right=2.5 * axes.get_xlim()[1])  # room for the names of the lines
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e5 else f"{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, format="png", dpi=120)
+
+
 def read_recall(paths: list[Path]) -> dict[str, list[tuple[int, float, bool]]]:
     """recall.csv files -> (distance in characters, chance of a guess, right?) by model.
 
