@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import signal
 from pathlib import Path
@@ -389,3 +390,22 @@ def test_other_errors_are_one_line(mods, messages, base, run_main, tmp_path):
     assert_one_line_error(result, "--out x")
     with pytest.raises(UserError, match="no head for spam"):
         mods.finetune_spam.load_classifier(base, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="the memory of a process is told there only")
+def test_ranks_are_compared_and_nothing_is_measured_twice(base, messages, tmp_path):
+    script = ROOT / "tests" / "benchmarks" / "bench_lora.py"
+    flags = ["--checkpoint", base, "--dataset", messages, "--out", tmp_path / "ranks"]
+    flags += words("--ranks 2 --epochs 1")
+    first = run_script(script, flags)
+    assert first.status == 0, first
+    rows = [line.strip("| ").split(" | ") for line in first.out.splitlines() if line[0] == "|"]
+    assert [row[0] for row in rows[2:]] == ["rank 2", "all"]
+    learned = [int(row[1].split(" ")[0].replace(",", "")) for row in rows[2:]]
+    assert 0 < learned[0] < learned[1]
+    assert all(float(row[5].replace(",", "")) > 50 for row in rows[2:])  # PyTorch alone has more
+    assert (tmp_path / "ranks" / "ranks.png").stat().st_size > 1000
+    (tmp_path / "ranks" / "all" / "best.pt").unlink()  # a second measurement would write it
+    assert run_script(script, flags).out == first.out
+    assert not (tmp_path / "ranks" / "all" / "best.pt").exists()
