@@ -10,11 +10,10 @@ with one another, so that no second network must guess how well one could have d
 Two rewards. `checker` is the truth: the share of the asked facts that the story has, and, --grammar
 times, how far it goes without a slip (instruction_data.py). `model` is what one has where there is
 no checker: a reward model that is trained on preference pairs to score the chosen reply above the
-rejected one (Bradley & Terry 1952, Ouyang et al. 2022). It is right about stories like those in its
-pairs. Without --kl to keep the
-policy near the reference, the policy leaves these, and finds replies that the reward model likes
-and nobody else does (reward hacking: Gao et al. 2023). --reward model --kl 0 is the experiment to
-look for it, with the checker as judge; we have not run it to its end.
+rejected one (Bradley & Terry 1952, Ouyang et al. 2022). At best it is right about stories like
+those in its pairs. Without --kl to keep the policy near the reference, the policy leaves these, and
+finds replies that the reward model likes and nobody else does (reward hacking: Gao et al. 2023).
+--reward model --kl 0 is the experiment, with the checker as judge; README.md has what came of it.
 
 Shapes: P prompts, G replies to each, N = P * G, T time, C channels, V vocabulary
 

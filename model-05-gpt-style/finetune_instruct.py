@@ -592,7 +592,10 @@ def draw_losses(
         values = [math.nan if row[column] is None else row[column] for row in run.history]
         where = axes.twinx() if name == right else axes
         drawn += where.plot(steps, values, "o-", ms=3, color=colour, label=name)
-    axes.legend(handles=drawn, frameon=False)
+    if right:  # its line is drawn over all that is in the picture
+        figure.legend(handles=drawn, frameon=False, loc="outside lower center", ncols=len(drawn))
+    else:
+        axes.legend(frameon=False)
     axes.set(title=title, xlabel="step", ylabel=unit)
     with train.replacing(run.out / "loss.png") as temporary:
         figure.savefig(temporary, format="png", dpi=120)
