@@ -398,8 +398,10 @@ def test_help_comes_fast(spec):
 
     path = ROOT / spec.folder / "train.py"  # it imports more than the others
     if seconds(path, "--help") > 2:  # a slow machine, or a busy one?
-        torch_alone = min(seconds(Path("-c"), ["import torch, numpy"]) for _ in range(3))
-        assert min(seconds(path, "--help") for _ in range(3)) < max(2, 1.5 * torch_alone)
+        commands = (Path("-c"), ["import torch, numpy"]), (path, "--help")
+        times = [[seconds(*command) for command in commands] for _ in range(3)]  # in turns
+        torch_alone, own = (min(each) for each in zip(*times, strict=True))
+        assert own < max(2, 1.5 * torch_alone)
 
 
 @pytest.mark.parametrize("script", ["train", "generate", "interactive"])
