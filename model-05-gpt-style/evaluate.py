@@ -195,7 +195,7 @@ def stride_of(subject: Subject) -> int:
 
 def of_tales(subject: Subject) -> bool:
     """Whether the text is made of tales."""
-    stories = [story for story in split_stories(subject.text.train[:20_000])[1:-1] if story]
+    stories = [story for story in split_stories(subject.text.train[-20_000:])[1:-1] if story]
     return bool(stories) and any(read_tale(story) for story in stories[:5])
 
 

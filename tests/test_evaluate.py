@@ -446,6 +446,15 @@ def test_files_of_adapters_are_loaded_on_their_base(mods, told, tmp_path, run, m
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
+def test_a_text_of_tales_is_known_by_its_stories(mods):
+    """Also where it begins with a page of words, as the text for a base model does."""
+    for text, expected in (
+        (mods.instruction_data.base_text(60_000), True),
+        ("No tale.\n\n" * 99, False),
+    ):
+        assert mods.evaluate.of_tales(SimpleNamespace(text=SimpleNamespace(train=text))) == expected
+
+
 @pytest.mark.parametrize("answers", ["true", "false"])
 def test_hallucination_at_probes_is_a_wrong_word_said_for_sure(
     mods, base, text_file, tmp_path, run, monkeypatch, answers
