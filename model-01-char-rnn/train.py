@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from shared import UserError
 from shared.data.download import Corpus, load_default, load_text
-from shared.data.tales import recall_probes
+from shared.data.tales import Probe, recall_probes
 from shared.utils import visualize
 from shared.utils.tokenizers import CharTokenizer, Tokenizer
 
@@ -591,18 +591,27 @@ def next_scores(run: Run, contexts: list[list[int]]) -> Tensor:
     return scores
 
 
+def answers_of(
+    tokenizer: Tokenizer, probes: list[Probe]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """For each probe the tokens before the answers differ, and the next one of each answer."""
+    contexts, choices = [], []
+    for probe in probes:
+        texts = [tokenizer.encode(probe.prompt + candidate) for candidate in probe.candidates]
+        # up to the token in which they differ, if they do: all may be <unk>
+        same = len(os.path.commonprefix([text[:-1] for text in texts]))
+        contexts.append(texts[0][:same])
+        choices.append([text[same] for text in texts])
+    return contexts, choices
+
+
 def measure_recall(run: Run, ngram: NGram, count: int = 600) -> None:
     """Does it remember? The answers of model and n-grams to the recall probes of `tales`.
 
     recall.csv: model, kind, distance in characters, choices, 1 if the right one scored highest.
     """
-    probes, contexts, choices = recall_probes(count), [], []
-    for probe in probes:
-        texts = [run.tokenizer.encode(probe.prompt + candidate) for candidate in probe.candidates]
-        # up to the token in which they differ, if they do: all may be <unk>
-        same = len(os.path.commonprefix([text[:-1] for text in texts]))
-        contexts.append(texts[0][:same])
-        choices.append([text[same] for text in texts])
+    probes = recall_probes(count)
+    contexts, choices = answers_of(run.tokenizer, probes)
     counted = [ngram.next_probs(context[-NGRAM_ORDER + 1 :]) for context in contexts]
     scores = {
         f"{NGRAM_ORDER}-gram": torch.tensor(np.array(counted)),

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from instruction_data import before_a_slip
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -65,10 +66,8 @@ def predict(
     The windows are `stride` tokens apart: each new prediction has at least context - stride tokens
     before it, but at the start. stride = context is fastest and knows least.
     """
-    device, size = (
-        tokens.device,
-        max(1, min(16, MOST // (model.context * model.config["vocab_size"]))),
-    )
+    device = tokens.device
+    size = max(1, min(16, MOST // (model.context * model.config["vocab_size"])))
     plan = windows(len(tokens) - 1, model.context, stride)
     batches = [plan[:1], *(plan[at : at + size] for at in range(1, len(plan), size))]
     parts = []
@@ -196,18 +195,6 @@ class Slip(NamedTuple):
     at: int  # characters before it
 
 
-def readable(text: str) -> int:
-    """With how many characters of this text a tale can begin."""
-    good, bad = 0, len(text) + 1
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if math.isfinite(prefix_bits(text[:middle])):
-            good = middle
-        else:
-            bad = middle
-    return good
-
-
 def words_at(text: str, place: int) -> Iterator[tuple[str, str, int, list[str]]]:
     """Words of the tables that stand over a place: slot, word, its start, the others' forms."""
     for name, table in SLOTS.items():
@@ -235,7 +222,7 @@ def mend(text: str, place: int) -> tuple[Slip, str] | None:
                if math.isfinite(prefix_bits(text[:at] + word + text[end : end + 1]))]  # fmt: skip
         if len(fit) == 1 or (fit and all(word in text[:at] for word in fit)):
             mended = [text[:at] + word + text[end:] for word in fit]
-            best = max(range(len(fit)), key=lambda i: readable(mended[i]) - len(mended[i]))
+            best = max(range(len(fit)), key=lambda i: before_a_slip(mended[i]) - len(mended[i]))
             return Slip(name, said, fit[best], at), mended[best]
     return None
 
@@ -249,7 +236,7 @@ def contradictions(text: str) -> tuple[list[Slip], str]:
     thing, pronoun or number that must stand there is certain. Slips behind "lost" are not counted.
     """
     text, found = text.strip(), []
-    while (place := readable(text)) < len(text):
+    while (place := before_a_slip(text)) < len(text):
         mended = mend(text, place)
         if mended is None:
             return found, "lost"

@@ -20,6 +20,7 @@ SAME = {
     "train.py": {
         *["settle", "autocast", "evaluate_and_sample", "replacing", "restore", "set_aside"],
         *["keep_memory", "Stop", "steps_that_fit", "log", "verdict", "shown", "type_next"],
+        "answers_of",
     },
     "interactive.py": {"set_option"},
     "ngram.py": {"NGram", "unique_counts", "discounted", "ngram_loss"},
@@ -78,8 +79,7 @@ MAY_DIFFER = {
         "train_step": "a state to carry, or none",
         "train": "a stage may add to the loop",
         "next_scores": "how contexts of different lengths become a batch",
-        "answers_of": "evaluate.py of model 05 asks the same questions",
-        "measure_recall": "where candidates differ depends on the tokenizer",
+        "measure_recall": "names of models; model 05 may run in several processes",
         "introduce": "what there is to say of a stage's data",
         "main": "the baseline of a stage",
         "new_model": "model 05 has two architectures",
