@@ -440,6 +440,7 @@ def main() -> None:
         show(args.dataset, args.template, args.examples, args.seed)
         return
     path = Path(args.base)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(base_text(args.size, args.seed), encoding="utf-8", newline="\n")
     print(f"{path.stat().st_size:,} bytes in {shown(path)}")

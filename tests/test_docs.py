@@ -237,9 +237,11 @@ PYTHON = [
 ]
 
 
-def load(folder: Path, script: Path) -> object:
+def load(folder: Path, script: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """The module of a script of a model's folder, in that checkout."""
-    return getattr(modules(str(folder / script.parent)), script.stem)
+    found = modules(str(folder / script.parent))
+    monkeypatch.setitem(sys.modules, "generate", found.generate)  # quantize.main() imports it
+    return getattr(found, script.stem)
 
 
 @pytest.mark.parametrize(("name", "command"), PYTHON, ids=[f"{n}: {c}" for n, c in PYTHON])
@@ -249,7 +251,7 @@ def test_every_command_is_one_that_its_script_understands(name, command, monkeyp
     assert (ROOT / script).is_file(), f"{script}: commands are typed in the root"
     if not script.parent.name.startswith("model-"):
         return  # these few run below
-    module = load(ROOT, script)
+    module = load(ROOT, script, monkeypatch)
     monkeypatch.setattr(sys, "argv", [script.name, *arguments])
 
     class Parsed(Exception):  # noqa: N818  how we get out of main() once it has parsed
@@ -270,12 +272,15 @@ def test_every_command_is_one_that_its_script_understands(name, command, monkeyp
         module.main()
 
 
-def follow(command: str, house: Path, text_file: Path, run_main: Callable) -> None:
+def follow(
+    command: str, house: Path, text_file: Path, run_main: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Run one command of a document in the house, short, as test_readme.py does."""
     script, arguments = script_of(command)
     if script.parent.name.startswith("model-"):
         spec = next(model for model in MODELS if model.folder == script.parent.name)
-        result = run_main(load(house, script), quick(script.name, arguments, spec, text_file))
+        arguments = quick(script.name, arguments, spec, text_file)
+        result = run_main(load(house, script, monkeypatch), arguments)
     else:
         for each in arguments:  # the short runs are not on tales, so they asked no questions
             if each.endswith("recall.csv"):
@@ -296,7 +301,7 @@ def test_a_document_can_be_followed(name, house, text_file, run_main, monkeypatc
     for where, command in PYTHON:
         if where == name and "download.py" not in command:
             monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n/quit\n"))
-            follow(command, house, text_file, run_main)
+            follow(command, house, text_file, run_main, monkeypatch)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -309,4 +314,5 @@ def test_files_that_a_diff_compares_exist(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_flags_that_a_document_mentions_exist(name):
     of_others = {"--index-url", "--install", "--version"}  # of pip, xcode-select, python
+    of_others |= {"--no-index"}  # of git diff
     assert unknown_flags(name) - of_others - {"--hiden-size"} == set()  # a slip, on purpose
