@@ -104,6 +104,7 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     args.template = sft.template_of(Path(args.checkpoint), device)
     model, tokenizer = sft.starting_model(args, device, args.resume)
+    without_dropout(model)
     reference = None
     if not args.lora:  # with adapters the model itself is the reference, without a second copy
         reference, _, _ = generate.load_checkpoint(Path(args.checkpoint), device)
@@ -124,6 +125,12 @@ def prepare(args: argparse.Namespace) -> Run:
     if saved:
         sft.restore(run, saved)
     return run
+
+
+def without_dropout(model: Model) -> Model:
+    """The same model. Two of them are compared, and dice would be a difference that nobody made."""
+    model.config["dropout"] = 0.0
+    return model
 
 
 def encode_pairs(

@@ -15,6 +15,12 @@ those in its pairs. Without --kl to keep the policy near the reference, the poli
 finds replies that the reward model likes and nobody else does (reward hacking: Gao et al. 2023).
 --reward model --kl 0 is the experiment, with the checker as judge; README.md has what came of it.
 
+A reward model is mostly a language model with one output, for the score, in place of its read-out.
+Taken off with the read-out is what says which word was to be expected, and on a thousand pairs that
+differ in a word, a model this small does not learn that again. So this one keeps it: its score is
+the implicit reward of DPO, beta (ln p - ln p_reference), of a model trained for that (Rafailov et
+al. 2023, 5.1).
+
 Shapes: P prompts, G replies to each, N = P * G, T time, C channels, V vocabulary
 
     python finetune_grpo.py --checkpoint checkpoints/instruct/best.pt
@@ -37,7 +43,6 @@ import numpy as np
 import torch
 import train
 from finetune_instruct import judge, reply_to, text_of
-from finetune_spam import pad
 from generate import HERE, Arguments, Model, command
 from instruction_data import IGNORED, Example, Row
 from torch import Tensor, nn
@@ -45,6 +50,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from train import shown, type_next
 
+from shared import UserError
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
@@ -71,24 +77,8 @@ class Run(sft.Run):
     """A run of finetune_instruct.py with a reference and, perhaps, a model of the reward."""
 
     reference: Model | None = None
-    judge: RewardModel | None = None
+    judge: Model | None = None
     since: list[list[float]] = field(default_factory=list)  # of each step since the last line
-
-
-class RewardModel(nn.Module):
-    """A language model without its read-out, and one number for the last token: the score."""
-
-    def __init__(self, body: Model) -> None:
-        super().__init__()
-        body.head, body.pointer = nn.Identity(), None  # the body ends with its last norm
-        self.body = body
-        self.head = nn.Linear(body.config["hidden_size"], 1, bias=False)
-        nn.init.zeros_(self.head.weight)
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens (N, T), padded behind, lengths (N,) -> scores (N,)"""
-        hidden = self.body.read(tokens, None)  # (N, T, C)
-        return self.head(hidden[torch.arange(len(lengths)), lengths - 1])[:, 0].float()
 
 
 def parse_args() -> argparse.Namespace:
@@ -129,6 +119,7 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     args.template = sft.template_of(Path(args.checkpoint), device)
     model, tokenizer = sft.starting_model(args, device, args.resume)
+    dpo.without_dropout(model)
     reference, _, _ = generate.load_checkpoint(Path(args.checkpoint), device)
     reference.requires_grad_(False)
     data = instructions.load("tales", (args.examples, 1, args.test), sft.DEFAULTS["seed"])
@@ -136,7 +127,7 @@ def prepare(args: argparse.Namespace) -> Run:
     args.dtype = str(dtype).removeprefix("torch.")
     args.optimizer = "adamw"
     optimizer = train.new_optimizer(model, args)
-    rows = {"train": prompts_by_length(data.train, tokenizer, args.template)}
+    rows = {"train": prompts_by_length(data.train, tokenizer, args.template, model.context)}
     run = Run(args, data, rows, tokenizer, model, optimizer, device, dtype, out)
     run.reference = reference
     if saved:
@@ -146,31 +137,42 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def prompts_by_length(
-    examples: list[Example], tokenizer: Tokenizer, template: str
+    examples: list[Example], tokenizer: Tokenizer, template: str, context: int
 ) -> list[list[tuple[list[int], Example]]]:
-    """Prompts in tokens, those of equal length together: they are read side by side."""
+    """Prompts in tokens, those of equal length together: they are read side by side.
+
+    Those that leave no room for a reply are left out. Raises UserError if none is left.
+    """
     groups: dict[int, list] = {}
     for example in examples:
         tokens = tokenizer.encode(instructions.prompt_of(template, *example[:2]))
         groups.setdefault(len(tokens), []).append((tokens, example))
-    return list(groups.values())
+    if min(groups) >= context:
+        raise UserError(
+            f"no prompt leaves room for a response in a context of {context} tokens: use a model "
+            "with a longer one"
+        )
+    return [each for length, each in groups.items() if length < context]
 
 
 # ---------------------------------------------------------------------------- the reward model
 
 
-def train_reward_model(run: Run, batch_size: int = 8) -> RewardModel:
-    """A reward model that starts from the policy, trained for one pass over preference pairs."""
+def train_reward_model(run: Run, batch_size: int = 8) -> Model:
+    """A copy of the policy, trained for one pass over preference pairs to prefer the chosen ones.
+
+    Its dice are its own: a run that is resumed gets the same one again.
+    """
     args = run.args
-    body, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
-    model = RewardModel(body).to(run.device).train()
-    sizes = (args.examples, max(8, args.examples // 20), 1)
+    model, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
+    dpo.without_dropout(model).train()
+    sizes = (args.examples, max(8, args.examples // 5), 1)
     pairs = instructions.load("tales", sizes, args.seed, pairs=True)
-    some = dpo.encode_pairs(pairs.train, run.tokenizer, args.template, body.context)
-    rest = dpo.encode_pairs(pairs.valid, run.tokenizer, args.template, body.context)
+    some, rest = (dpo.encode_pairs(part, run.tokenizer, args.template, model.context)
+                  for part in pairs[:2])  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
     steps = -(-len(some) // batch_size)
-    plan = argparse.Namespace(steps=steps, lr=0.001)
+    plan = argparse.Namespace(steps=steps, lr=dpo.PRESETS["small"]["lr"])
     for step in tqdm(range(steps), "reward model", leave=False, disable=None):
         for group in optimizer.param_groups:
             group["lr"] = sft.learning_rate(step, plan)
@@ -179,7 +181,7 @@ def train_reward_model(run: Run, batch_size: int = 8) -> RewardModel:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     parts = [margins(run, model, rest[at : at + batch_size])
              for at in range(0, len(rest), batch_size)]  # fmt: skip
     right = (torch.cat(parts) > 0).float().mean()
@@ -187,18 +189,21 @@ def train_reward_model(run: Run, batch_size: int = 8) -> RewardModel:
     return model
 
 
-def margins(run: Run, model: RewardModel, pairs: list[tuple[Row, Row]]) -> Tensor:
+def margins(run: Run, model: Model, pairs: list[tuple[Row, Row]]) -> Tensor:
     """By how much the chosen reply scores above the rejected one: (B,)"""
-    rows = [row.tokens for part in zip(*pairs, strict=True) for row in part]
+    rows = [row for part in zip(*pairs, strict=True) for row in part]  # all chosen, all rejected
     chosen, rejected = scores_of(run, model, rows).view(2, -1)
     return chosen - rejected
 
 
-def scores_of(run: Run, model: RewardModel, rows: list[list[int]]) -> Tensor:
-    """What the reward model makes of prompts with replies: (N,)"""
+def scores_of(run: Run, model: Model, rows: list[Row]) -> Tensor:
+    """What the reward model makes of replies: beta (ln p - ln p_reference) of each, (N,)"""
+    inputs, targets = instructions.collate(rows, True, run.device, run.model.context)
     with train.autocast(run):
-        context = model.body.context
-        return model(*pad([row[:context] for row in rows], context, run.device))
+        own = dpo.log_probs(model(inputs)[0], targets)
+        with torch.no_grad():
+            reference = dpo.log_probs(run.reference(inputs)[0], targets)
+    return dpo.PRESETS["small"]["beta"] * (own - reference)
 
 
 # -------------------------------------------------------------------------------- the training
@@ -271,7 +276,7 @@ def reward(run: Run, rows: list[Row], examples: list[Example]) -> tuple[Tensor, 
     rewards = torch.tensor(found, dtype=torch.float32, device=run.device)
     if run.judge is not None:
         with torch.no_grad():
-            rewards = scores_of(run, run.judge, [row.tokens for row in rows])
+            rewards = scores_of(run, run.judge, rows)
     return rewards, [float(np.mean(obeyed)), float(np.mean(read))]
 
 

@@ -476,9 +476,12 @@ class Obedience:
 
 @torch.inference_mode()
 def bits_per_char(base: Model, tokenizer: Tokenizer, texts: list[str], size: int = 32) -> float:
-    """What a base model thinks of stories: bits a character, all of them together."""
+    """What a base model thinks of stories: bits a character, all of them together.
+
+    base in evaluation mode: what is longer than its context it reads as it writes, sliding on.
+    """
     start = end_of(tokenizer) + tokenizer.encode("\n")
-    rows = [Row((start + tokenizer.encode(text))[: base.context], len(start)) for text in texts]
+    rows = [Row(start + tokenizer.encode(text), len(start)) for text in texts]
     rows.sort(key=lambda row: len(row.tokens))
     nats, device = 0.0, next(base.parameters()).device
     for at in range(0, len(rows), size):

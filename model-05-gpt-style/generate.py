@@ -221,6 +221,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
     checkpoint = read_checkpoint(path, device)
     try:
         kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
+        if kind[1] == "LoRA":
+            raise UserError(f"{path} holds adapters only: merge them into a model with lora.py")
         if kind[1] not in MODELS or kind[::2] != (FORMAT, VERSION):
             raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = MODELS[kind[1]](**checkpoint["config"]).to(device)

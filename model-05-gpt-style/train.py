@@ -329,6 +329,8 @@ def prepare(args: argparse.Namespace) -> Run:
     if args.resume:
         path = generate.find(args.resume)
         model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
+        if not {"settings", "rng"} <= checkpoint.keys():  # of a script that tunes or merges
+            raise UserError(f"{path} is no last.pt of train.py: give one to resume")
         out = Path(args.out or path.parent)
     elif args.init_from:
         model, tokenizer = init_from(args, device)
