@@ -16,10 +16,10 @@ finds replies that the reward model likes and nobody else does (reward hacking: 
 --reward model --kl 0 is the experiment, with the checker as judge; README.md has what came of it.
 
 A reward model is mostly a language model with one output, for the score, in place of its read-out.
-Taken off with the read-out is what says which word was to be expected, and on a thousand pairs that
-differ in a word, a model this small does not learn that again. So this one keeps it: its score is
-the implicit reward of DPO, beta (ln p - ln p_reference), of a model trained for that (Rafailov et
-al. 2023, 5.1).
+With the read-out goes what says which word was to be expected, and on a thousand pairs that differ
+in a word a model as small as ours learned nothing like it (README.md). So this one keeps it: its
+score is the implicit reward of DPO, beta (ln p - ln p_reference), of a model trained for that
+(Rafailov et al. 2023, section 5).
 
 Shapes: P prompts, G replies to each, N = P * G, T time, C channels, V vocabulary
 
@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,13 +41,13 @@ import instruction_data as instructions
 import numpy as np
 import torch
 import train
+import tuning
 from finetune_instruct import judge, reply_to, text_of
 from generate import HERE, Arguments, Model, command
 from instruction_data import IGNORED, Example, Row
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from train import shown, type_next
 
 from shared import UserError
 from shared.utils.tokenizers import Tokenizer
@@ -104,14 +103,14 @@ def parse_args() -> argparse.Namespace:
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/grpo/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
-    sft.add_machine_flags(parser)
+    tuning.add_machine_flags(parser)
     return parser.parse()
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Instructions, policy, reference and optimizer: new ones, or those to resume."""
     device = generate.pick_device(args.device)
-    saved = sft.resumed(args, device, "grpo", "finetune_grpo.py")
+    saved = tuning.resumed(args, device, "grpo", "finetune_grpo.py")
     out = Path(args.out or HERE / "checkpoints" / "grpo")
     args.checkpoint = args.checkpoint or (None if saved else "checkpoints/instruct/best.pt")
     args.lora = False
@@ -131,7 +130,7 @@ def prepare(args: argparse.Namespace) -> Run:
     run = Run(args, data, rows, tokenizer, model, optimizer, device, dtype, out)
     run.reference = reference
     if saved:
-        sft.restore(run, saved)
+        tuning.restore(run, saved)
         run.since = saved["since"]
     return run
 
@@ -175,7 +174,7 @@ def train_reward_model(run: Run, batch_size: int = 8) -> Model:
     plan = argparse.Namespace(steps=steps, lr=dpo.PRESETS["small"]["lr"])
     for step in tqdm(range(steps), "reward model", leave=False, disable=None):
         for group in optimizer.param_groups:
-            group["lr"] = sft.learning_rate(step, plan)
+            group["lr"] = tuning.learning_rate(step, plan)
         loss = -F.logsigmoid(margins(run, model, some[step::steps])).mean()  # Bradley-Terry
         optimizer.zero_grad()
         loss.backward()
@@ -290,7 +289,7 @@ def train_step(run: Run) -> float:
     args = run.args
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = sft.learning_rate(run.step, args)
+        group["lr"] = tuning.learning_rate(run.step, args)
 
     # (2) batch: drawn from the policy, judged
     rows, examples = draw(run)
@@ -311,7 +310,7 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    sft.check_finite(run, loss.item(), norm)
+    tuning.check_finite(run, loss.item(), norm)
 
     # (5) step
     run.optimizer.step()
@@ -323,7 +322,7 @@ def train_step(run: Run) -> float:
 
 def evaluate(run: Run) -> None:
     """The means since the last line; the newest weights are kept."""
-    lr = sft.learning_rate(max(0, run.step - 1), run.args)
+    lr = tuning.learning_rate(max(0, run.step - 1), run.args)
     if run.since:
         means = np.mean(run.since, axis=0).tolist()
         run.history.append([run.step, round(run.seconds, 2), *means, lr])
@@ -345,11 +344,11 @@ def save(run: Run, name: str) -> None:
 
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
-    sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    tuning.write_table(run.out / "metrics.csv", COLUMNS, run.history)
     reward = f"reward, by the {run.args.reward} (right axis)"
     lines = {"stories without a slip": 4, reward: 2, "obeyed, says the checker": 3}
     title = f"GRPO, KL weight {run.args.kl:g}"
-    sft.draw_losses(run, lines, title, "share of the replies", reward)
+    tuning.draw_losses(run, lines, title, "share of the replies", reward)
 
 
 def main() -> None:
@@ -369,10 +368,8 @@ def main() -> None:
         print(f"before: {run.before}")
     if args.reward == "model":
         run.judge = train_reward_model(run)
-    if stopped := sft.train_all(run, train_step, evaluate, save, EVALUATIONS):
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print(type_next("finetune_grpo.py", "--resume", shown(run.out / "last.pt")))
-        sys.exit(128 + stopped)
+    if stopped := tuning.train_all(run, train_step, evaluate, save, EVALUATIONS):
+        tuning.stop(run, "finetune_grpo.py", stopped)
     print(f"before: {run.before}\nafter:  {judge(run, run.model, base)}")
     sft.say_how_to_go_on(run)
 

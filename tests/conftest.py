@@ -81,7 +81,7 @@ MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
     *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
     *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
-    *("quantize", "lora", "baselines", "finetune_spam"),
+    *("quantize", "lora", "baselines", "tuning", "finetune_spam"),
     *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
     *("metrics", "report", "evaluate"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -26,7 +27,7 @@ def mods() -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def no_pictures(mods, monkeypatch) -> None:
     """Pictures take longer than tiny runs. A test in test_instructions.py draws one."""
-    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+    monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
@@ -272,6 +273,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
 
 def test_preferences_of_a_file(mods, run_main, start, tmp_path):
     path = write_json(tmp_path / "some.json", chosen="A fox.", rejected="An owl.")
+    rows = json.loads(path.read_text(encoding="utf-8"))  # and no "output": pairs need none
+    rows = [{key: row[key] for key in row if key != "output"} for row in rows]
+    path.write_text(json.dumps(rows), encoding="utf-8")
     result = run_main(mods.finetune_dpo, TINY, "--checkpoint", start, "--dataset", path, "--out",
                       tmp_path / "out")  # fmt: skip
     assert result.status == 0, result

@@ -27,7 +27,7 @@ def mods() -> SimpleNamespace:
 @pytest.fixture
 def no_pictures(mods, monkeypatch) -> None:
     """Pictures take longer than tiny runs. One test, in a process, draws them."""
-    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+    monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
@@ -428,6 +428,10 @@ def test_a_resumed_run_stays_as_it_was_begun(mods, run_main, base, tmp_path):
     for flags, mentioned in (("--template short", "alpaca"), ("--no-mask-instructions", "True")):
         result = run_main(mods.finetune_instruct, flags, "--resume", tmp_path / "last.pt")
         assert_one_line_error(result, "leave the flag out", mentioned)
+    result = run_main(
+        mods.finetune_instruct, "--resume", tmp_path / "last.pt", "--out", "elsewhere"
+    )
+    assert_one_line_error(result, "in its own folder")  # best.pt may be from before it was stopped
 
 
 def test_the_module_shows_and_writes(mods, run_main, tmp_path):
