@@ -343,8 +343,8 @@ def test_what_is_done_is_kept_and_not_done_again(mods, base, text_file, tmp_path
     assert "as measured before" not in run(flags, "--seed 8").out  # other settings, all anew
     text = tmp_path / "text.txt"
     for sentence in ("A fox had a hat. ", "A hat had a fox. "):  # another text, all anew
-        text.write_text(sentence * 300, encoding="utf-8")
-        done = run("--checkpoint", base, "--what perplexity --limit 1 --dataset", text, out="text")
+        text.write_text(sentence * 1500, encoding="utf-8")
+        done = run("--checkpoint", base, "--what perplexity --limit 2 --dataset", text, out="text")
         assert done.status == 0 and "as measured before" not in done.out
 
 
