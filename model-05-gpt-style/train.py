@@ -464,7 +464,8 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    streams = min(max(run.world, run.args.batch_size // run.args.accumulate), predicted)
+    streams = min(run.args.batch_size // run.args.accumulate, -(-predicted // run.args.context))
+    streams = min(max(run.world, streams), predicted)  # one at least for each process
     length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]

@@ -375,6 +375,20 @@ def test_a_checkpoint_of_another_script_is_not_resumed(mods, trained, run_main, 
     assert_one_line_error(run_main(mods.train, "--resume", tmp_path / "tuned.pt"), "--init-from")
 
 
+def test_a_short_validation_text_is_cut_into_no_more_pieces_than_its_length_asks_for(mods, model):
+    """40 predictions, context 16: three pieces, though sixteen fit into a batch."""
+    valid, args = some_tokens(41), SimpleNamespace(batch_size=16, accumulate=1, context=16)
+    about = dict(device="cpu", dtype=torch.float32, rank=0, world=1)
+    found = mods.train.evaluate(SimpleNamespace(model=model, valid=valid, args=args, **about))
+    nats = 0.0
+    with torch.inference_mode():
+        for start in (0, 14, 28):
+            piece = valid[start : start + 15]
+            logits, _ = model.eval()(piece[None, :-1])
+            nats += F.cross_entropy(logits[0], piece[1:], reduction="sum").item()
+    assert found == pytest.approx(nats / 40, abs=1e-5)
+
+
 def test_best_holds_the_average_and_last_the_weights_themselves(mods, flags, run_main, tmp_path):
     assert run_main(mods.train, flags, "--average 0.9", "--out", tmp_path / "out").status == 0
     last = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
@@ -441,6 +455,19 @@ def test_settings_that_do_not_go_together(mods, flags, run_main, tmp_path, chang
     result = run_main(mods.train, flags, changes, "--out", tmp_path / "out")
     assert_one_line_error(result, mentioned)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_presets_vocabulary_belongs_to_its_own_tokenizer(mods, monkeypatch):
+    for flags, fits in (("", True), ("--tokenizer char", True), ("--tokenizer word", True),
+                        ("--tokenizer char --vocab-size 99", False)):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["train.py", *words("--preset gpt2", flags)])
+        args = mods.train.parse_args()
+        mods.train.settle(args, None)
+        if fits:
+            mods.train.check(args, 1)
+            continue
+        with pytest.raises(UserError, match="--vocab-size"):
+            mods.train.check(args, 1)
 
 
 # ----------------------------------------------------------------------------------- texts on disk
