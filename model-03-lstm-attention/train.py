@@ -81,6 +81,7 @@ SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in chec
 NGRAM_ORDER = 5
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+EVALUATIONS = 10  # over a run, where --eval-every says nothing
 
 
 @dataclass
@@ -575,13 +576,13 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
     warm = times[2:] or times  # the first two only warm up
     each, every = sum(warm) / len(warm), run.args.eval_every
     left = 60 * run.args.minutes - (time.perf_counter() - run.started)
-    left -= run.evaluation * (1 if every else 10)
+    left -= run.evaluation * (1 if every else EVALUATIONS)
     left *= 0.95  # machines slow down as they grow warm
     return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or -(-args.steps // 10)
+    return args.eval_every or -(-args.steps // EVALUATIONS)
 
 
 def log(run: Run) -> None:

@@ -107,6 +107,7 @@ GENTLE = dict(optimizer="adamw", lr=0.0001)  # where weights have been trained a
 NGRAM_ORDER = 7
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+EVALUATIONS = 5  # over a run; each reads the text twice, as the window slides
 PEAKS = {
     "B200": 2250,
     "H200": 989,
@@ -787,14 +788,13 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
     warm = times[2:] or times  # the first two only warm up
     each, every = sum(warm) / len(warm), run.args.eval_every
     left = 60 * run.args.minutes - (time.perf_counter() - run.started)
-    left -= run.evaluation * (1 if every else 10)
+    left -= run.evaluation * (1 if every else EVALUATIONS)
     left *= 0.95  # machines slow down as they grow warm
     return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    # Not more often: each token of the validation split is read twice, as the window slides.
-    return args.eval_every or -(-args.steps // 5)
+    return args.eval_every or -(-args.steps // EVALUATIONS)
 
 
 def share_of_peak(run: Run, speed: float) -> str:

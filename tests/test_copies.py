@@ -20,7 +20,7 @@ SAME = {
     "train.py": {
         *["settle", "autocast", "evaluate_and_sample", "replacing", "restore", "set_aside"],
         *["keep_memory", "Stop", "steps_that_fit", "log", "verdict", "shown", "type_next"],
-        *["answers_of", "kept_dice"],
+        *["answers_of", "kept_dice", "evaluate_every"],
     },
     "interactive.py": {"set_option"},
     "ngram.py": {"NGram", "unique_counts", "discounted", "ngram_loss"},
@@ -29,7 +29,7 @@ UP_TO = {  # the same in the first so many models
     3: {"train.py": {"learning_rate"}, "interactive.py": {"main"}},
     4: {
         "generate.py": {"load_checkpoint", "sample", "show", "add_sampling_flags"},
-        "train.py": {"save_checkpoint", "write_results", "compiled", "evaluate_every"},
+        "train.py": {"save_checkpoint", "write_results", "compiled"},
     },
 }
 MAY_DIFFER = {
@@ -88,7 +88,6 @@ MAY_DIFFER = {
         "find_text": "a text of model 05 may be too large to be read",
         "evaluate_first": "model 05 has more to do in its loop",
         "averaged": "model 05 can average its weights",
-        "evaluate_every": "an evaluation of model 05 costs more",
         "save_checkpoint": "model 05 gathers what its processes have",
         "write_results": "of the processes of model 05 one writes",
         "compiled": "of the processes of model 05 each has a share",
