@@ -419,7 +419,7 @@ def test_errors_are_one_line(mods, run_main, base, short_base, tmp_path):
         result = run_main(mods.finetune_instruct, SMALL, arguments, "--out", out)
         assert_one_line_error(result, mentioned)
         assert not out.exists()
-    assert_one_line_error(run_main(mods.train, "--resume", base), "no last.pt of train.py")
+    assert_one_line_error(run_main(mods.train, "--resume", base), "is fine-tuned")
 
 
 @pytest.mark.usefixtures("no_pictures")
