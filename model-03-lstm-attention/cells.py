@@ -25,6 +25,8 @@ as fast as torch.nn's, or faster.
 Shapes: B batch, T time, I size of the input, H hidden units
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ tanh_backward = torch.ops.aten.tanh_backward  # (g, y = tanh(x)) -> g (1 - y^2)
 sigmoid_backward = torch.ops.aten.sigmoid_backward  # (g, y = sigmoid(x)) -> g y (1 - y)
 
 
-def backwards(*tensors: Tensor):
+def backwards(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The steps of several tensors (T, ...) side by side, from the last to the first."""
     return zip(*(reversed(tensor.unbind(0)) for tensor in tensors), strict=True)
 

@@ -25,6 +25,7 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +87,8 @@ MODEL = (
     "objective", "ablate", "copy",
 )  # fmt: skip
 KEPT = (  # by --resume
-    "preset", "tokenizer", "vocab_size", *MODEL, "batch_size", "weight_decay", "seed", "dtype",
+    "preset", "seed", "dtype", *MODEL, "batch_size", "weight_decay",
+    "tokenizer", "vocab_size",
 )  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 7
@@ -136,7 +138,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Arguments("Train model 04, a small transformer.", "train.py", PRESETS["small"])
+    parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
@@ -597,8 +599,8 @@ def train(run: Run) -> int:
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             stopping = stop.signal
-            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
-                if sum(times) < 6 * args.minutes and not stopping:
+            if not args.steps:  # --minutes: measure for a tenth, but 30 s at most; then fix it
+                if sum(times) < min(6 * args.minutes, 30) and not stopping:
                     continue
                 bar.total = args.steps = steps_that_fit(run, times)
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -724,7 +726,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > first or last > 2 * best:
+    if last > 1.02 * first or last > 2 * best:
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
@@ -741,7 +743,8 @@ def shown(path: Path) -> str:
 
 def type_next(script: str, *arguments: str) -> str:
     """A command line that works from here."""
-    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return "    " + join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
 def introduce(run: Run) -> str:
@@ -765,8 +768,11 @@ def main() -> None:
     if run.args.steps and run.step >= run.args.steps:
         raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)
-    if not run.args.resume:
+    elsewhere = not run.args.resume or not run.out.samefile(generate.find(run.args.resume).parent)
+    if elsewhere:
         set_aside(run.out)
+    if elsewhere or not (run.out / "best.pt").exists():
+        run.best = math.inf  # so that the next evaluation writes one
     stopped = train(run)
     if stopped:
         print(f"stopped after step {run.step} of {run.args.steps}; to go on:")

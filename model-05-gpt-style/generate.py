@@ -120,6 +120,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us, as in `<&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
@@ -265,7 +268,8 @@ def sample(
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020), and
     min_p > 0 those with at least that share of the likeliest one's (Nguyen et al. 2024).
     """
-    logits = logits.double().cpu()  # drawn on the CPU: the same seed, the same text, on any device
+    # Drawn on the CPU: the same seed, the same text, on any device (and Apple's have no doubles).
+    logits = logits.cpu().double()
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow

@@ -31,6 +31,7 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -162,7 +163,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Arguments("Train model 05, a GPT.", "train.py", PRESETS["small"])
+    parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
@@ -731,8 +732,8 @@ def train(run: Run) -> int:
             bar.set_postfix_str(text, refresh=False)
             bar.update()
             stopping = parallel.highest(stop.signal)
-            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
-                if parallel.highest(sum(times) < 6 * args.minutes) and not stopping:
+            if not args.steps:  # --minutes: measure for a tenth, but 30 s at most; then fix it
+                if parallel.highest(sum(times) < min(6 * args.minutes, 30)) and not stopping:
                     continue
                 bar.total = args.steps = parallel.highest(steps_that_fit(run, times))
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -874,7 +875,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > first or last > 2 * best:
+    if last > 1.02 * first or last > 2 * best:
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
@@ -891,7 +892,8 @@ def shown(path: Path) -> str:
 
 def type_next(script: str, *arguments: str) -> str:
     """A command line that works from here."""
-    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return "    " + join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
 def introduce(run: Run) -> str:
@@ -918,8 +920,11 @@ def main() -> None:
     if run.args.steps and run.step >= run.args.steps:
         raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)
-    if not run.args.resume and not run.rank:
+    elsewhere = not run.args.resume or not run.out.samefile(generate.find(run.args.resume).parent)
+    if elsewhere and not run.rank:
         set_aside(run.out)
+    if elsewhere or not (run.out / "best.pt").exists():
+        run.best = math.inf  # so that the next evaluation writes one
     stopped = train(run)
     if stopped:
         print(f"stopped after step {run.step} of {run.args.steps}; to go on:")
