@@ -645,7 +645,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > 1.02 * first or last > 2 * best:
+    if not last <= min(1.02 * first, 2 * best):  # "not" catches NaN as well
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."

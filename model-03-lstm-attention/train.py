@@ -167,7 +167,8 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--vocab-size: --tokenizer char has all characters: leave it out")
     if args.tokenizer == "char" and args.preset in (None, "small") and not args.resume:
         for name, value in CHARACTERS.items():
-            setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+            if getattr(args, name) is None:
+                setattr(args, name, value)
     return args
 
 
@@ -670,7 +671,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > 1.02 * first or last > 2 * best:
+    if not last <= min(1.02 * first, 2 * best):  # "not" catches NaN as well
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."

@@ -227,6 +227,22 @@ def test_a_temperature_near_0_is_greedy_too(mods, temperature):
     assert torch.equal(drawn, logits.argmax(-1, keepdim=True))
 
 
+@copied("sample")
+def test_sampling_asks_no_device_for_numbers_that_apple_has_not(mods):
+    class OnMPS:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values
+
+        def cpu(self) -> torch.Tensor:
+            return self.values
+
+        def double(self) -> None:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    logits = OnMPS(torch.tensor([[0.0, 9.0, 1.0]]))
+    assert mods.generate.sample(logits, 0, 0, 1.0, torch.Generator()).tolist() == [[1]]
+
+
 def test_sampling_leaves_the_global_dice_alone(spec, mods):
     model = make(spec, mods)
     before = torch.get_rng_state()

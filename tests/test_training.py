@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import math
 import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +141,37 @@ def test_the_end_is_a_verdict_and_a_command_that_works(trained, tmp_path):
     assert len(done.stdout) >= 20
 
 
+@copied("verdict")
+@pytest.mark.parametrize(
+    ("losses", "word"),
+    [
+        ([4.0, 3.0, 2.0], "learning"),
+        ([4.0, 4.001], "learning"),  # three steps, say: nothing has happened yet
+        ([4.0, 3.0, 2.9, 3.1], "overfitting"),
+        ([4.0, 5.0], "diverged"),
+        ([4.0, 1.0, 2.1], "diverged"),
+        ([4.0, 3.0, math.nan], "diverged"),
+    ],
+)
+def test_the_verdict_is_that_of_the_losses(mods, losses, word):
+    corpus = SimpleNamespace(floor=None)
+    history = [[step, 0, 0.0, None, loss, None, 0.1] for step, loss in enumerate(losses)]
+    history.insert(1, [1, 0, 0.0, 3.5, None, None, 0.1])  # a line without an evaluation
+    run = SimpleNamespace(
+        history=history, baseline=1.0, corpus=corpus, bits_per_char=lambda nats: 2 * nats
+    )
+    assert mods.train.verdict(run).startswith(f"{word}: validation {min(losses):.4f} nats")
+
+
+@copied("type_next")
+def test_a_command_is_quoted_as_the_shell_of_the_system_wants_it(mods, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    assert mods.train.type_next("a.py", "my runs/best.pt").endswith("a.py 'my runs/best.pt'")
+    monkeypatch.setattr(sys, "platform", "win32")  # where ' is a letter like others
+    said = mods.train.type_next("a.py", r"runs\best.pt", r"my runs\best.pt")
+    assert said.endswith(r'a.py runs\best.pt "my runs\best.pt"')
+
+
 @copied("find", "set_aside", "shown")
 @pytest.mark.slow
 def test_default_out_and_relative_paths_from_inside_and_from_the_root(
@@ -236,6 +270,25 @@ def test_minutes_train_that_long_and_the_steps_are_stored(quick, mods, tmp_path)
     assert last["settings"]["steps"] == last["progress"]["step"] > 100
     assert read_metrics(tmp_path)[-1]["step"] == str(last["progress"]["step"])
     assert float(read_metrics(tmp_path)[-1]["learning_rate"]) < 1e-3  # the schedule fits the length
+
+
+def test_minutes_are_planned_after_half_a_minute_and_from_then_on_saved(
+    quick, mods, monkeypatch, tmp_path
+):
+    """A tenth of a long run would be long: a kill then would lose all of it."""
+    step, clock = mods.train.train_step, itertools.count()
+
+    def killed_at_60(run, *more: object) -> float:
+        if run.step == 60:
+            raise KeyboardInterrupt
+        return step(run, *more)
+
+    monkeypatch.setattr(mods.train, "train_step", killed_at_60)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # a second a look
+    assert quick("--minutes 1000 --eval-every 1000000", "--out", tmp_path).status == 130
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["settings"]["steps"] > 1000
+    assert 30 <= last["progress"]["step"] < 60
 
 
 @pytest.mark.parametrize("spec", MODELS[:3], ids=lambda spec: spec.folder)  # they carry a state
