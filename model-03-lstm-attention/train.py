@@ -166,9 +166,7 @@ def parse_args() -> argparse.Namespace:
     if args.tokenizer == "char" and args.vocab_size:
         raise UserError("--vocab-size: --tokenizer char has all characters: leave it out")
     if args.tokenizer == "char" and args.preset in (None, "small") and not args.resume:
-        for name, value in CHARACTERS.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
+        vars(args).update((k, v) for k, v in CHARACTERS.items() if getattr(args, k) is None)
     return args
 
 
