@@ -238,7 +238,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, bool]:
     offset = torch.randint(len(run.train), (1,), generator=random)
     streams = torch.arange(batch_size) * ((len(run.train) - 1) // batch_size)  # (B,)
     positions = offset + streams[:, None] + chunk * context + torch.arange(context + 1)
-    batch = run.train[positions % len(run.train)].to(run.device)  # (B, T + 1)
+    batch = run.train[positions % len(run.train)].to(run.device)  # (B, T + 1), round the end
     return batch[:, :-1], batch[:, 1:], chunk == 0
 
 
@@ -263,8 +263,8 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    streams = min(run.args.batch_size, -(-predicted // run.args.context))
-    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    streams = min(run.args.batch_size, math.ceil(predicted / run.args.context))
+    length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)
     targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
@@ -310,7 +310,7 @@ def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # called for each tensor that backward will need
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -546,7 +546,7 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or -(-args.steps // 10)
+    return args.eval_every or math.ceil(args.steps / 10)
 
 
 def log(run: Run) -> None:

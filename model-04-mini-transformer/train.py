@@ -338,8 +338,8 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    streams = min(run.args.batch_size, -(-predicted // run.args.context))
-    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    streams = min(run.args.batch_size, math.ceil(predicted / run.args.context))
+    length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs, targets = run.valid[:-1], run.valid[1:]
     if run.args.objective == "masked":
@@ -397,7 +397,7 @@ def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # called for each tensor that backward will need
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -632,7 +632,7 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or -(-args.steps // 10)
+    return args.eval_every or math.ceil(args.steps / 10)
 
 
 def log(run: Run) -> None:

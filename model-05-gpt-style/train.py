@@ -443,7 +443,7 @@ def evaluate(run: Run) -> float:
     run.model.eval()
     predicted = len(run.valid) - 1
     streams = min(max(run.world, run.args.batch_size // run.args.accumulate), predicted)
-    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]
     targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
@@ -502,7 +502,7 @@ def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # called for each tensor that backward will need
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -767,7 +767,7 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 def evaluate_every(args: argparse.Namespace) -> int:
     # Not more often: each token of the validation split is read twice, as the window slides.
-    return args.eval_every or -(-args.steps // 5)
+    return args.eval_every or math.ceil(args.steps / 5)
 
 
 def share_of_peak(run: Run, speed: float) -> str:
