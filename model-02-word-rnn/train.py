@@ -66,8 +66,8 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout")
 KEPT = (  # by --resume
-    "preset", "seed", "dtype", *MODEL, "batch_size", "context", "weight_decay",
     "vocab_size", "eps",
+    "preset", "seed", "dtype", *MODEL, "batch_size", "context", "weight_decay",
 )  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 5  # the best on tales; on Tiny Shakespeare 3 is a little better: python ngram.py

@@ -73,8 +73,8 @@ CHARACTERS = dict(  # instead of those of preset small, where --tokenizer char i
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "cell", "attention", "window", "bidirectional")
 KEPT = (  # by --resume
-    "preset", "seed", "dtype", *MODEL, "batch_size", "context", "weight_decay",
     "tokenizer", "vocab_size", "eps",
+    "preset", "seed", "dtype", *MODEL, "batch_size", "context", "weight_decay",
 )  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 5  # the best on tales; on Tiny Shakespeare 3 is a little better: python ngram.py

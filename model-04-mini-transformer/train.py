@@ -87,8 +87,8 @@ MODEL = (
     "objective", "ablate", "copy",
 )  # fmt: skip
 KEPT = (  # by --resume
-    "preset", "seed", "dtype", *MODEL, "batch_size", "weight_decay",
     "tokenizer", "vocab_size",
+    "preset", "seed", "dtype", *MODEL, "batch_size", "weight_decay",
 )  # fmt: skip
 SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
 NGRAM_ORDER = 7
