@@ -10,6 +10,7 @@ import email.utils
 import hashlib
 import io
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -440,6 +441,28 @@ def test_zip_member(server, sample, tmp_path):
     assert leftovers(tmp_path) == {"text.txt"}
 
 
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
+def test_a_damaged_archive_is_a_source_that_does_not_deliver(kind, tmp_path):
+    """Whatever bytes changed on the way, it is that error, so that the next mirror is asked."""
+    url, part, dice = f"https://host/a.{kind}", tmp_path / "a.part", random.Random(1)
+    if kind == "zip":
+        url += "#Inside"
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("Inside", DATA[:3000])
+    else:
+        part.write_bytes(parquet(DATA[:3000].decode().splitlines(keepends=True)))
+    whole, refused = part.read_bytes(), 0
+    for _ in range(500):
+        damaged = bytearray(whole)
+        damaged[dice.randrange(len(whole))] ^= dice.randrange(1, 256)
+        part.write_bytes(damaged)
+        try:
+            d.unpack([url], [part], d.File("a", 3000, "", (url,)), tmp_path / "a.tmp")
+        except d.SourceError:
+            refused += 1
+    assert refused > 100
+
+
 # ------------------------------------------------------------------------------------------- hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -546,11 +569,11 @@ def test_rows_are_written_in_bounded_memory(tmp_path):
 import resource, sys
 import pyarrow.parquet, tqdm
 from pathlib import Path
-from shared.data.download import story, write_rows
+from shared.data.download import File, story, unpack
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-with open({str(tmp_path / "out")!r}, "wb") as out:
-    write_rows(Path({str(file)!r}), story, out)
+file, new = Path({str(file)!r}), Path({str(tmp_path / "out")!r})
+unpack(["big.parquet"], [file], File("", 0, "", (), story), new)
 print((peak() - before) / (2**20 if sys.platform == "darwin" else 2**10))
 """
     result = subprocess.run(
