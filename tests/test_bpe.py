@@ -189,7 +189,8 @@ def test_an_empty_text_has_nothing_to_learn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "special", ["<a>", ["<a>", "<a>"], [""], ["<a>", ""], [3], [None], [["<a>"]], ["\ud800"]]
+    "special",
+    ["<a>", {"<a>", "<b>"}, ["<a>", "<a>"], [""], ["<a>", ""], [3], [None], [["<a>"]], ["\ud800"]],
 )
 def test_conflicting_special_tokens_are_refused(special):
     with pytest.raises(UserError, match="special") as caught:

@@ -284,7 +284,7 @@ class WordPieceTokenizer(Tokenizer):
         """
         state = LINE_START
         for index in ids:
-            token = self.tokens[index]
+            token = self.tokens[self.checked([index])[0]]
             if token.startswith(GOES_ON) and token != GOES_ON:
                 state = LOOSE, state[1]
                 yield token.removeprefix(GOES_ON)
