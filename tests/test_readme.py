@@ -261,7 +261,23 @@ def test_no_gap_is_left_in_a_readme(readme):
     assert "@@" not in (ROOT / readme).read_text(encoding="utf-8")
 
 
-def test_docs_of_the_layout_name_every_model():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for model in MODELS:
-        assert f"{model.folder}/" in text
+def layout() -> dict[str, set[str]]:
+    """The root README's layout: folder -> the names beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    found: dict[str, set[str]] = {}
+    for line in re.findall(r"^ {4}(.+)$", text, re.MULTILINE):
+        if start := re.match(r"(\S+)/ ", line):
+            found[folder := start[1]] = set()
+        same = found[MODELS[0].folder] if "the same" in line else set()
+        found[folder] |= same | set(re.findall(r"(?<= )\w+(?:\.\w+|/)(?= |$)", line))
+    return found
+
+
+def test_the_layout_names_every_folder_and_file():
+    found = layout()
+    folders = {"shared/data", "shared/utils", "docs", "tests"}
+    assert set(found) == folders | {model.folder for model in MODELS}
+    for folder, named in found.items():
+        assert all((ROOT / folder / name).exists() for name in named), (folder, named)
+        scripts = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+        assert scripts <= named or folder == "tests", f"{folder}: {scripts - named} not named"
