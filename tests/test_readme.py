@@ -269,7 +269,7 @@ def layout() -> dict[str, set[str]]:
         if start := re.match(r"(\S+)/ ", line):
             found[folder := start[1]] = set()
         same = found[MODELS[0].folder] if "the same" in line else set()
-        found[folder] |= same | set(re.findall(r"(?<= )\w+(?:\.\w+|/)(?= |$)", line))
+        found[folder] |= same | set(re.findall(r"(?<= )[\w-]+(?:\.\w+|/)(?= |$)", line))
     return found
 
 
