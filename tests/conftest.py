@@ -84,6 +84,11 @@ def copied(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("spec", chosen, ids=lambda spec: spec.folder)
 
 
+# How long something takes: seconds of the processor, which other programs do not lengthen.
+# Windows counts them in steps of 16 ms, too coarse for what is short.
+clock = time.perf_counter if os.name == "nt" else time.process_time
+PATIENCE = 600  # seconds until something hangs; a crowded machine is slow
+
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
@@ -147,7 +152,7 @@ def words(*parts: object) -> list[str]:
 
 
 def run_script(
-    script: Path, *parts: object, cwd: Path | None = None, stdin: str = "", timeout: float = 120,
+    script: Path, *parts: object, cwd: Path | None = None, stdin: str = "",
     env: dict[str, str] | None = None, **more: object,
 ) -> Result:  # fmt: skip
     """Run a script as its user does, in a process of its own."""
@@ -157,7 +162,7 @@ def run_script(
         capture_output=True,
         cwd=cwd or ROOT,
         env=environment(**(env or {})),
-        timeout=timeout,
+        timeout=PATIENCE,
         check=False,
         **more,
     )

@@ -349,18 +349,18 @@ def test_refused_connection_fails_at_once(sample, tmp_path):
     sample(f"http://127.0.0.1:{port}/a", f"http://127.0.0.1:{port}/b")
     start = time.monotonic()
     text = fails(tmp_path, "no connection to 127.0.0.1")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < d.KNOCK
     assert text.count("no connection") == 1  # the host is not asked for every mirror
 
 
 def test_name_that_is_never_looked_up_fails_soon(sample, tmp_path, monkeypatch):
     real = time.sleep
     monkeypatch.setattr(d, "KNOCK", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: real(2) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: real(20) or [])
     sample("http://nowhere.invalid/a")
     start = time.monotonic()
     fails(tmp_path, "no connection to nowhere.invalid")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 def test_package_that_is_not_installed_is_named(server, sample, tmp_path, monkeypatch):
@@ -775,11 +775,12 @@ def test_errors_are_one_line_and_status_2(tmp_path, args, words):
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
-def test_all_offline_says_so_for_each_and_quickly(tmp_path):
+def test_all_offline_says_so_for_each_and_quickly(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     start = time.monotonic()
-    result = run("--data-dir", str(tmp_path))
-    assert result.returncode == 2 and time.monotonic() - start < 10
-    lines = result.stderr.splitlines()
+    assert d.main(["--data-dir", str(tmp_path)]) == 2
+    assert time.monotonic() - start < d.KNOCK
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(d.DATASETS) and all(line.startswith("error: ") for line in lines)
 
 
