@@ -234,7 +234,7 @@ def test_minutes_train_that_long_and_the_steps_are_stored(quick, mods, tmp_path,
     assert result.status == 0, result
     assert 1.5 < seconds < 6
     last = mods.generate.load_checkpoint(tmp_path / "last.pt")[2]
-    assert last["settings"]["steps"] == last["progress"]["step"] > 100
+    assert last["settings"]["steps"] == last["progress"]["step"] > 20
     assert read_metrics(tmp_path)[-1]["step"] == str(last["progress"]["step"])
     assert float(read_metrics(tmp_path)[-1]["learning_rate"]) < 1e-3  # the schedule fits the length
 
