@@ -22,6 +22,7 @@ import io
 import math
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def command(main: Callable[[], None]) -> None:
         what = f"{error.filename}: " if error.filename else ""
         message = f"{what}{error.strerror or error}: check the path, the disk and your rights"
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
             raise
         message = "out of memory: use a smaller --batch-size, --context or --preset"
     print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -214,7 +215,7 @@ def sample(
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
     """
-    logits = logits.double().cpu()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow

@@ -28,7 +28,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,7 @@ SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in chec
 NGRAM_ORDER = 5
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+EVALUATIONS = 10  # over a run, where --eval-every says nothing
 
 
 @dataclass
@@ -309,6 +310,11 @@ def evaluate_and_sample(run: Run) -> None:
     write_results(run)
 
 
+def kept_dice(run: Run) -> AbstractContextManager:
+    """Random numbers drawn meanwhile do not count. Of several GPUs only this run's is asked."""
+    return torch.random.fork_rng([run.device] if run.device == "cuda" else [])
+
+
 def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
@@ -317,7 +323,7 @@ def estimate_memory(run: Run) -> float:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with kept_dice(run), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         inputs, targets, *_ = get_batch(run)
         with autocast(run):
             loss = loss_of(run.model(inputs)[0], targets)
@@ -516,8 +522,8 @@ def train(run: Run) -> int:
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             stopping = stop.signal
-            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
-                if sum(times) < 6 * args.minutes and not stopping:
+            if not args.steps:  # --minutes: measure a tenth, or one minute, then fix the length
+                if sum(times) < min(60, 6 * args.minutes) and not stopping:
                     continue
                 bar.total = args.steps = steps_that_fit(run, times)
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -543,13 +549,13 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
     warm = times[2:] or times  # the first two only warm up
     each, every = sum(warm) / len(warm), run.args.eval_every
     left = 60 * run.args.minutes - (time.perf_counter() - run.started)
-    left -= run.evaluation * (1 if every else 10)
+    left -= run.evaluation * (1 if every else EVALUATIONS)
     left *= 0.95  # machines slow down as they grow warm
     return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or -(-args.steps // 10)
+    return args.eval_every or -(-args.steps // EVALUATIONS)
 
 
 def log(run: Run) -> None:
@@ -566,7 +572,7 @@ def compiled(run: Run) -> Callable:
     """torch.compile's version of the model, if that works on this machine; else the model."""
     try:
         forward = torch.compile(run.model)
-        with torch.random.fork_rng(), autocast(run):
+        with kept_dice(run), autocast(run):
             inputs, targets, *_ = get_batch(run)
             loss_of(forward(inputs)[0], targets).backward()
         return forward

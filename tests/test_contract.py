@@ -226,6 +226,26 @@ def test_a_temperature_near_0_is_greedy_too(mods, temperature):
     assert torch.equal(drawn, logits.argmax(-1, keepdim=True))
 
 
+@copied("sample")
+def test_an_apple_gpu_is_not_asked_for_64_bits(mods):
+    """It has no such numbers: logits must be on the CPU before they become 64 bits wide."""
+
+    class OnMPS(torch.Tensor):
+        def cpu(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+        def double(self) -> torch.Tensor:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    for temperature in (0, 1.0):
+        drawn = [
+            mods.generate.sample(x, temperature, 2, 1.0, torch.Generator().manual_seed(1))
+            for x in (logits, logits.as_subclass(OnMPS))
+        ]
+        assert torch.equal(*drawn)
+
+
 def test_sampling_leaves_the_global_dice_alone(spec, mods):
     model = make(spec, mods)
     before = torch.get_rng_state()

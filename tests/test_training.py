@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,6 +240,21 @@ def test_minutes_train_that_long_and_the_steps_are_stored(quick, mods, tmp_path,
     assert last["settings"]["steps"] == last["progress"]["step"] > 20
     assert read_metrics(tmp_path)[-1]["step"] == str(last["progress"]["step"])
     assert float(read_metrics(tmp_path)[-1]["learning_rate"]) < 1e-3  # the schedule fits the length
+
+
+def test_minutes_measure_their_speed_for_one_minute_at_most(quick, mods, tmp_path, monkeypatch):
+    """Until the length is fixed nothing is saved: of ten hours the first would be at risk."""
+    clock = itertools.count(0, 0.25)  # seconds; 240 steps are a minute
+    fake = SimpleNamespace(**vars(time) | {"perf_counter": lambda: next(clock)})
+    monkeypatch.setattr(mods.train, "time", fake)
+    stop = iter([0] * 300 + [signal.SIGINT] * 99)
+    monkeypatch.setattr(mods.train.Stop, "signal", property(lambda _: next(stop)), raising=False)
+    saved, save = [], mods.train.save_checkpoint
+    monkeypatch.setattr(
+        mods.train, "save_checkpoint", lambda run, *a: (saved.append(run.step), save(run, *a))
+    )
+    assert quick("--minutes 600", "--out", tmp_path).status == 130
+    assert 100 < saved[2] < 300, saved  # after best.pt and last.pt of step 0
 
 
 @pytest.mark.parametrize("spec", MODELS[:3], ids=lambda spec: spec.folder)  # they carry a state
