@@ -106,6 +106,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us, as in `<&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
@@ -231,12 +234,10 @@ def sample(
 @torch.inference_mode()
 def generate(
     model: Model, prompt: list[int], length: int, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, seed: int = 0, never: int | None = None,
+    top_p: float = 1.0, seed: int = 0,
+    never: int | None = None,  # a token not to draw, such as <unk>, which says nothing
 ) -> Iterator[int]:  # fmt: skip
-    """Yield `length` tokens that follow the prompt (at least one token), each as it is drawn.
-
-    never: a token that is not drawn, such as <unk>, which says nothing.
-    """
+    """Yield `length` tokens that follow the prompt (at least one token), each as it is drawn."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))

@@ -121,6 +121,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us, as in `<&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)

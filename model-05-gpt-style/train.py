@@ -31,6 +31,7 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -166,7 +167,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Arguments("Train model 05, a GPT.", "train.py", PRESETS["small"])
+    parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
@@ -465,9 +466,10 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    streams = min(run.args.batch_size // run.args.accumulate, -(-predicted // run.args.context))
+    most = math.ceil(predicted / run.args.context)
+    streams = min(run.args.batch_size // run.args.accumulate, most)
     streams = min(max(run.world, streams), predicted)  # one at least for each process
-    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]
     targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
@@ -531,7 +533,7 @@ def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # called for each tensor that backward will need
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -794,7 +796,7 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    return args.eval_every or -(-args.steps // EVALUATIONS)
+    return args.eval_every or math.ceil(args.steps / EVALUATIONS)
 
 
 def share_of_peak(run: Run, speed: float) -> str:
@@ -904,7 +906,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > first or last > 2 * best:
+    if not last <= min(1.02 * first, 2 * best):  # "not" catches NaN as well
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
@@ -921,7 +923,8 @@ def shown(path: Path) -> str:
 
 def type_next(script: str, *arguments: str) -> str:
     """A command line that works from here."""
-    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return "    " + join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
 def introduce(run: Run) -> str:
@@ -948,8 +951,11 @@ def main() -> None:
     if run.args.steps and run.step >= run.args.steps:
         raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)
-    if not run.args.resume and not run.rank:
+    elsewhere = not run.args.resume or not run.out.samefile(generate.find(run.args.resume).parent)
+    if elsewhere and not run.rank:
         set_aside(run.out)
+    if elsewhere or not (run.out / "best.pt").exists():
+        run.best = math.inf  # so that the next evaluation writes one
     stopped = train(run)
     if stopped:
         print(f"stopped after step {run.step} of {run.args.steps}; to go on:")

@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -476,3 +477,15 @@ def test_real_processes_end_like_that_too(spec, tmp_path):
             run_script(folder / name, "--checkpoint", tmp_path / "bad.pt"), "bad.pt"
         )
     assert not (tmp_path / "out").exists()
+
+
+@copied("command")
+def test_streams_that_are_closed_are_empty(mods, monkeypatch):
+    """`python generate.py <&- >&- 2>&-`, or a program without a console, on Windows."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    said = []
+    mods.generate.command(lambda: said.append((sys.stdin.read(), print("to nobody"))))
+    assert said == [("", None)]
+    for name in ("stdin", "stdout", "stderr"):
+        getattr(sys, name).close()

@@ -363,3 +363,18 @@ def test_minutes_resume_with_the_steps_that_were_fixed(
     assert train("--resume", tmp_path / "last.pt").status == 0
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert last["progress"]["step"] == int(steps[2]) > int(steps[1])
+
+
+def test_a_resume_elsewhere_keeps_what_was_there_and_has_a_best(uninterrupted, train, tmp_path):
+    """Even where nothing becomes better than it was: with a learning rate of 0."""
+    out, more = tmp_path / "elsewhere", ["--resume", uninterrupted / "last.pt", "--lr 0"]
+    out.mkdir()
+    (out / "best.pt").write_bytes(b"of another run")
+    result = train(*more, "--steps 50 --out", out)
+    assert result.status == 0, result
+    kept = [path.read_bytes() for path in out.glob("run-*/best.pt")]
+    assert kept == [b"of another run"]
+    assert torch.load(out / "best.pt", weights_only=True)["progress"]["step"] == 50
+    (out / "best.pt").unlink()  # only last.pt was brought to another machine
+    assert train("--resume", out / "last.pt", "--steps 60 --lr 0").status == 0
+    assert torch.load(out / "best.pt", weights_only=True)["progress"]["step"] == 60

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,37 @@ def test_the_end_is_a_verdict_and_a_command_that_works(trained, tmp_path):
     )
     assert done.returncode == 0, done
     assert len(done.stdout) >= 20
+
+
+@copied("verdict")
+@pytest.mark.parametrize(
+    ("losses", "word"),
+    [
+        ([4.0, 3.0, 2.0], "learning"),
+        ([4.0, 4.001], "learning"),  # three steps, say: nothing has happened yet
+        ([4.0, 3.0, 2.9, 3.1], "overfitting"),
+        ([4.0, 5.0], "diverged"),
+        ([4.0, 1.0, 2.1], "diverged"),
+        ([4.0, 3.0, math.nan], "diverged"),
+    ],
+)
+def test_the_verdict_is_that_of_the_losses(mods, losses, word):
+    corpus = SimpleNamespace(floor=None)
+    history = [[step, 0, 0.0, None, loss, None, 0.1] for step, loss in enumerate(losses)]
+    history.insert(1, [1, 0, 0.0, 3.5, None, None, 0.1])  # a line without an evaluation
+    run = SimpleNamespace(
+        history=history, baseline=1.0, corpus=corpus, bits_per_char=lambda nats: 2 * nats
+    )
+    assert mods.train.verdict(run).startswith(f"{word}: validation {min(losses):.4f} nats")
+
+
+@copied("type_next")
+def test_a_command_is_quoted_as_the_shell_of_the_system_wants_it(mods, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    assert mods.train.type_next("a.py", "my runs/best.pt").endswith("a.py 'my runs/best.pt'")
+    monkeypatch.setattr(sys, "platform", "win32")  # where ' is a letter like others
+    said = mods.train.type_next("a.py", r"runs\best.pt", r"my runs\best.pt")
+    assert said.endswith(r'a.py runs\best.pt "my runs\best.pt"')
 
 
 @copied("find", "set_aside", "shown")

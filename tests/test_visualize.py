@@ -70,6 +70,12 @@ def test_the_loss_picture_shows_what_it_is_given(tmp_path):
     assert len(pictures) == 3
 
 
+def test_the_loss_picture_takes_any_name_of_a_file(tmp_path):
+    for title in ("on my$x_{$.txt", "on 雪.txt"):
+        visualize.plot_loss(HISTORIES["usual"], tmp_path / "p", title, 1.44)
+        assert size_of_png(tmp_path / "p") == (960, 600)
+
+
 def test_curves_of_several_models_are_drawn(tmp_path):
     curves = {"RNN": [(0, 6.0), (10, 3.0), (100, 2.1)], "GPT": [(5, 2.5)]}
     pictures = set()

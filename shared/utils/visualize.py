@@ -109,7 +109,8 @@ def plot_loss(
         line(axes, baseline[1], f"{baseline[0]} {baseline[1]:.3f}", ORANGE)
     if floor is not None:
         line(axes, floor / bits_per_nat, f"entropy floor {floor / bits_per_nat:.3f}", GREEN)
-    axes.set(title=title, xlabel="training tokens", ylabel="loss, nats per token")
+    axes.set(title=drawable(title), xlabel="training tokens", ylabel="loss, nats per token")
+    axes.title.set_parse_math(False)  # a file's name may hold dollars
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
     axes.secondary_yaxis(
         "right", functions=(lambda y: y * bits_per_nat, lambda y: y / bits_per_nat)
