@@ -15,7 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, QUICK, ROOT, assert_one_line_error, environment, modules, words
+from conftest import (
+    MODELS,
+    PATIENCE,
+    QUICK,
+    ROOT,
+    assert_one_line_error,
+    environment,
+    modules,
+    words,
+)
 from test_contract import golden_text
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -543,7 +552,7 @@ def test_two_processes_reach_the_losses_of_one(mods, flags, run_main, tmp_path, 
     alone = more.replace("--parallel fsdp", "")
     assert run_main(mods.train, flags, alone, "--out", tmp_path / "one").status == 0
     process = torchrun(flags, more, "--accumulate 4", "--out", tmp_path / "two")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out.count("2 processes") == 1  # one of them prints
     torch.testing.assert_close(
@@ -562,13 +571,13 @@ def test_a_killed_worker_leaves_a_checkpoint_to_go_on_from(mods, flags, run_main
     try:
         last, began = tmp_path / "out" / "last.pt", time.monotonic()
         while not (last.exists() and weights_step(last) >= 10):
-            assert process.poll() is None and time.monotonic() - began < 90
+            assert process.poll() is None and time.monotonic() - began < PATIENCE
             time.sleep(0.2)
         children = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
     finally:
         process.kill()

@@ -766,6 +766,9 @@ def passage(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):  # said before the work
+        why = "a folder" if args.out.is_dir() else "no such folder"
+        raise UserError(f"cannot write {args.out} ({why}): name another file")
     if args.command == "recall":
         plot_recall(args.recall, args.out)
         return
@@ -794,8 +797,12 @@ def main() -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # what is read has errors of its own
+        why = f"cannot write {error.filename} ({error.strerror}): name another file"
+        print(f"error: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
