@@ -61,7 +61,7 @@ def main() -> None:
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint))
     vectors = model.embedding.weight.detach().float()
     frequent = frequent_words(tokenizer.tokens)
-    if len(frequent) < 20:
+    if len(frequent) < 100:  # those left out below, and enough to fill a list and a map
         raise UserError(f"{args.checkpoint} knows too few words to compare: train on more text")
     if missing := [word for word in args.words if word not in tokenizer.id_of]:
         raise UserError(f"not in the model's vocabulary: {', '.join(missing)}: try other words")

@@ -22,6 +22,7 @@ import io
 import math
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us, as in `<&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
@@ -124,7 +128,7 @@ def command(main: Callable[[], None]) -> None:
         what = f"{error.filename}: " if error.filename else ""
         message = f"{what}{error.strerror or error}: check the path, the disk and your rights"
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
             raise
         message = "out of memory: use a smaller --batch-size, --context or --preset"
     print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -214,7 +218,7 @@ def sample(
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
     """
-    logits = logits.double().cpu()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
@@ -230,12 +234,10 @@ def sample(
 @torch.inference_mode()
 def generate(
     model: Model, prompt: list[int], length: int, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, seed: int = 0, never: int | None = None,
+    top_p: float = 1.0, seed: int = 0,
+    never: int | None = None,  # a token not to draw, such as <unk>, which says nothing
 ) -> Iterator[int]:  # fmt: skip
-    """Yield `length` tokens that follow the prompt (at least one token), each as it is drawn.
-
-    never: a token that is not drawn, such as <unk>, which says nothing.
-    """
+    """Yield `length` tokens that follow the prompt (at least one token), each as it is drawn."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))

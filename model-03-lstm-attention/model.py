@@ -133,7 +133,7 @@ class AttentionLSTM(nn.Module):
             if self.readers:
                 x = x + self.readers[i](below.flip(0), None)[0].flip(0)
             last.append(h)
-        keys, words = (x.new_zeros(1, *x.shape[1:]).transpose(0, 1), tokens[:, :0])
+        keys, words = x.new_zeros(x.size(1), 1, x.size(2)), tokens[:, :0]
         if state is not None:
             keys, words = state[1].to(x.dtype), state[2]
         if self.attention is None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from shared import UserError
 from shared.utils import visualize
 
-LENGTH, MOST = 50, 150  # tokens: written where there is no text; that a picture can hold
+LENGTH, MOST = 50, 150  # tokens: written at most where there is no text; that a picture can hold
 
 
 @torch.inference_mode()
@@ -45,13 +45,15 @@ def main() -> None:
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint))
     if model.attention is None:
         raise UserError(f"{args.checkpoint} has no attention: train with --attention dot")
+    most = min(MOST, model.attention.window)
     if args.text is None:
         start = opening(tokenizer)
         how = dict(temperature=0.8, seed=args.seed, never=tokenizer.unk_id)
-        tokens = [*start, *generate(model, start, LENGTH, **how)]
+        tokens = [*start, *generate(model, start, min(LENGTH, most - len(start)), **how)]
     else:
         tokens = tokenizer.encode(args.text)
-    most = min(MOST, model.attention.window)
+    if most < 2:
+        raise UserError(f"{args.checkpoint} sees one word only: train with a larger --window")
     if not 2 <= len(tokens) <= most:
         raise UserError(f"--text has {len(tokens)} tokens: give it from 2 to {most}")
     names = [visualize.visible(tokenizer.token_text(token)) for token in tokens]

@@ -47,9 +47,11 @@ def gradient_norms(model: Model, tokenizer: Tokenizer, text: str, reach: int) ->
     logits, _ = model(rows[:, :-1])
     hook.remove()
     loss = F.cross_entropy(logits[:, -1], rows[:, -1], reduction="sum")
-    # A word is read by the first layer (T, B, H) and, where there is attention, filed (B, T, H).
-    read, *filed = torch.autograd.grad(loss, inputs, allow_unused=True)
-    gradient = read + sum(part.transpose(0, 1) for part in filed)
+    # A word is read by the first layer (T, B, H) and, where there is attention, filed (B, S, H):
+    # window by window, and the last prediction looks at the last S words, its own window's.
+    gradient, *filed = torch.autograd.grad(loss, inputs)
+    for part in filed[-1:]:
+        gradient[-part.size(1) :] += part.transpose(0, 1)
     norms = gradient.norm(dim=2).mean(dim=1).flip(0)  # (T,), the last token first
     return (norms / norms[0]).tolist()
 

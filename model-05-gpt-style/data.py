@@ -55,6 +55,13 @@ def large_files(name: str) -> list[Path]:
     return paths if there and sum(path.stat().st_size for path in paths) > LARGE else []
 
 
+def part_of(path: Path, size: int, end: bool = False) -> str:
+    """So many bytes of a large text: its first ones, or its last."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size) if end else 0)
+        return file.read(size).decode(errors="ignore")
+
+
 def encode(
     source: Source, tokenizer: Tokenizer, folder: Path
 ) -> tuple[Corpus, np.ndarray, np.ndarray]:

@@ -44,6 +44,7 @@ import numpy as np
 import report
 import torch
 import train
+import tuning
 from generate import Arguments, command
 from instruction_data import END, THINGS, WHO, Example
 from metrics import DISTURBED, Measure
@@ -73,6 +74,7 @@ class Text(NamedTuple):
     floor: float | None  # entropy of `valid` in bits per character, where it is known
     own: bool  # whether the model has been trained on this very text
     whole: bool  # whether all of it is here
+    sha256: str  # of all of it
 
 
 @dataclass
@@ -134,7 +136,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--seed", int, help, 0, 2**31, default=sft.DEFAULTS["seed"])
     parser.text("--out", "folder of the results (evaluation/ beside the checkpoint)")
     generate.add_quantize_flag(parser)
-    sft.add_machine_flags(parser)
+    tuning.add_machine_flags(parser)
     return parser.parse()
 
 
@@ -173,16 +175,11 @@ def read_text(subject: Subject) -> Text:
     corpus, most = source.corpus, 1000 * args.limit if args.limit else LARGEST
     train_text, valid, floor = corpus.train, corpus.valid, corpus.floor
     if source.files:  # too large for memory: the beginning of it, and the end
-        whole = [path.stat().st_size for path in source.files]
-        parts = []
-        for path, at in ((source.files[0], 0), (source.files[-1], max(0, whole[-1] - LARGEST))):
-            with path.open("rb") as file:
-                file.seek(at)
-                parts.append(file.read(LARGEST).decode(errors="ignore"))
-        train_text, valid = parts
+        train_text = data.part_of(source.files[0], LARGEST)
+        valid = data.part_of(source.files[-1], LARGEST, end=True)
     complete = not source.files and len(valid) <= most
-    own = corpus.sha256 == of.get("sha256")
-    return Text(corpus.name, train_text, valid[:most], floor if complete else None, own, complete)
+    own, floor = corpus.sha256 == of.get("sha256"), floor if complete else None
+    return Text(corpus.name, train_text, valid[:most], floor, own, complete, corpus.sha256)
 
 
 def stride_of(subject: Subject) -> int:
@@ -601,8 +598,8 @@ def parts_of(subject: Subject) -> list[str]:
 
 def evaluate(subject: Subject) -> dict[str, Finding]:
     """All parts asked for; each is written as soon as it is done, and not done twice."""
-    subject.out.mkdir(parents=True, exist_ok=True)
     about = about_of(subject)
+    subject.out.mkdir(parents=True, exist_ok=True)
     done = report.read(subject.out, about)
     names = parts_of(subject)
     for name in names:
@@ -619,12 +616,16 @@ def about_of(subject: Subject) -> dict:
     """What makes two evaluations the same."""
     args = subject.args
     kept = {name: getattr(args, name) for name in ("stride", "test", "limit", "seed", "quantize")}
+    if subject.kind == "spam":
+        text = spam.load_messages(name_of_messages(subject))[1]
+    else:
+        text = {"name": subject.text.name, "sha256": subject.text.sha256}
     return {
         "checkpoint": subject.path.name,
         "sha256": lora.sha256_of(subject.path),
         "kind": subject.kind,
         "dtype": str(subject.dtype).removeprefix("torch."),
-        "text": name_of_messages(subject) if subject.kind == "spam" else subject.text.name,
+        "text": text,
         **kept,
     }
 

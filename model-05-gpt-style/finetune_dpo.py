@@ -25,7 +25,6 @@ Shapes: B batch (of pairs), T time, V vocabulary
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +34,14 @@ import instruction_data as instructions
 import lora
 import torch
 import train
-from finetune_instruct import ADAPTERS, judge
+import tuning
+from finetune_instruct import judge
 from generate import HERE, Arguments, Model, command
 from instruction_data import IGNORED, Pair, Row
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from train import shown, type_next
+from tuning import ADAPTERS
 
 from shared import UserError
 from shared.utils.tokenizers import Tokenizer
@@ -83,35 +83,37 @@ def parse_args() -> argparse.Namespace:
     parser.text("--checkpoint", help)
     parser.number("--examples", int, "pairs to train on, at most", 1, 1e7)
     parser.number("--test", int, "held-out instructions for the report, at most", 1, 1e6)
-    sft.add_adapter_flags(parser)
+    tuning.add_adapter_flags(parser)
     parser.section("training (in brackets: preset small)")
     parser.number("--beta", float, "how dear it is to depart from the reference", 1e-6, 1e3)
-    sft.add_training_flags(parser, LORA_LR)
+    tuning.add_training_flags(parser, LORA_LR)
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/dpo/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
-    sft.add_machine_flags(parser)
+    tuning.add_machine_flags(parser)
     return parser.parse()
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Pairs, policy, reference and optimizer: new ones, or those of the checkpoint to resume."""
     device = generate.pick_device(args.device)
-    saved = sft.resumed(args, device, "dpo", "finetune_dpo.py")
+    saved = tuning.resumed(args, device, "dpo", "finetune_dpo.py")
     out = Path(args.out or HERE / "checkpoints" / "dpo")
     args.checkpoint = args.checkpoint or (None if saved else "checkpoints/instruct/best.pt")
     sft.settle_start(args, saved and saved["dpo"], SETTINGS, DEFAULTS, PRESETS, LORA_LR)
     torch.manual_seed(args.seed)
     args.template = sft.template_of(Path(args.checkpoint), device)
     model, tokenizer = sft.starting_model(args, device, args.resume)
+    without_dropout(model)
     reference = None
     if not args.lora:  # with adapters the model itself is the reference, without a second copy
         reference, _, _ = generate.load_checkpoint(Path(args.checkpoint), device)
         reference.requires_grad_(False)
     sizes = (args.examples, max(8, args.examples // 20), 1)
     data = instructions.load(args.dataset, sizes, args.seed, pairs=True)
-    held_out = instructions.load(args.dataset, (1, 1, args.test), sft.DEFAULTS["seed"])
-    data = data._replace(test=held_out.test)  # the same as those of finetune_instruct.py
+    if args.dataset == "tales":  # instructions to be checked, the same as in finetune_instruct.py
+        held_out = instructions.load("tales", (1, 1, args.test), sft.DEFAULTS["seed"])
+        data = data._replace(test=held_out.test)
     sft.check_unchanged(saved, data)
     rows = {part: encode_pairs(getattr(data, part), tokenizer, args.template, model.context)
             for part in ("train", "valid")}  # fmt: skip
@@ -122,8 +124,14 @@ def prepare(args: argparse.Namespace) -> Run:
     run = Run(args, data, rows, tokenizer, model.train(), optimizer, device, dtype, out)
     run.reference = reference
     if saved:
-        sft.restore(run, saved)
+        tuning.restore(run, saved)
     return run
+
+
+def without_dropout(model: Model) -> Model:
+    """The same model. Two of them are compared, and dice would be a difference that nobody made."""
+    model.config["dropout"] = 0.0
+    return model
 
 
 def encode_pairs(
@@ -186,7 +194,7 @@ def train_step(run: Run) -> float:
     """One update of the weights. Returns the loss before it, in nats per pair."""
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = sft.learning_rate(run.step, run.args)
+        group["lr"] = tuning.learning_rate(run.step, run.args)
 
     # (2) batch
     rows = run.rows["train"]
@@ -199,7 +207,7 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    sft.check_finite(run, loss.item(), norm)
+    tuning.check_finite(run, loss.item(), norm)
 
     # (5) step
     run.optimizer.step()
@@ -219,7 +227,7 @@ def evaluate(run: Run) -> None:
     accuracy = (chosen > rejected).float().mean().item()
     loss = dpo_loss(chosen, rejected).item()
     mean = run.losses[0] / run.losses[1] if run.losses[1] else None
-    lr = sft.learning_rate(max(0, run.step - 1), run.args)
+    lr = tuning.learning_rate(max(0, run.step - 1), run.args)
     run.history.append([run.step, round(run.seconds, 2), mean, loss, margin, accuracy, lr])
     run.losses = (0.0, 0)
     trained = f"train {mean:.4f}  " if mean else ""
@@ -242,9 +250,9 @@ def save(run: Run, name: str) -> None:
 
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
-    sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    tuning.write_table(run.out / "metrics.csv", COLUMNS, run.history)
     lines = {"accuracy": 5, "loss, nats per pair": 3, "reward margin": 4}
-    sft.draw_losses(run, lines, f"DPO: {run.data.name}, validation pairs")
+    tuning.draw_losses(run, lines, f"DPO: {run.data.name}, validation pairs")
 
 
 def introduce(run: Run) -> str:
@@ -269,10 +277,8 @@ def main() -> None:
         start, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
         run.before = judge(run, start, base)
         print(f"before: {run.before}")
-    if stopped := sft.train_all(run, train_step, evaluate, save):
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print(type_next("finetune_dpo.py", "--resume", shown(run.out / "last.pt")))
-        sys.exit(128 + stopped)
+    if stopped := tuning.train_all(run, train_step, evaluate, save):
+        tuning.stop(run, "finetune_dpo.py", stopped)
     best, _ = sft.starting_model(args, run.device, run.out / "best.pt")
     print(f"before: {run.before}\nafter:  {judge(run, best.eval(), base)}")
     sft.say_how_to_go_on(run)

@@ -15,6 +15,12 @@ those in its pairs. Without --kl to keep the policy near the reference, the poli
 finds replies that the reward model likes and nobody else does (reward hacking: Gao et al. 2023).
 --reward model --kl 0 is the experiment, with the checker as judge; README.md has what came of it.
 
+A reward model is mostly a language model with one output, for the score, in place of its read-out.
+With the read-out goes what says which word was to be expected, and on a thousand pairs that differ
+in a word a model as small as ours learned nothing like it (README.md). So this one keeps it: its
+score is the implicit reward of DPO, beta (ln p - ln p_reference), of a model trained for that
+(Rafailov et al. 2023, section 5).
+
 Shapes: P prompts, G replies to each, N = P * G, T time, C channels, V vocabulary
 
     python finetune_grpo.py --checkpoint checkpoints/instruct/best.pt
@@ -25,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,15 +41,15 @@ import instruction_data as instructions
 import numpy as np
 import torch
 import train
+import tuning
 from finetune_instruct import judge, reply_to, text_of
-from finetune_spam import pad
 from generate import HERE, Arguments, Model, command
 from instruction_data import IGNORED, Example, Row
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from train import shown, type_next
 
+from shared import UserError
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
@@ -71,24 +76,8 @@ class Run(sft.Run):
     """A run of finetune_instruct.py with a reference and, perhaps, a model of the reward."""
 
     reference: Model | None = None
-    judge: RewardModel | None = None
+    judge: Model | None = None
     since: list[list[float]] = field(default_factory=list)  # of each step since the last line
-
-
-class RewardModel(nn.Module):
-    """A language model without its read-out, and one number for the last token: the score."""
-
-    def __init__(self, body: Model) -> None:
-        super().__init__()
-        body.head, body.pointer = nn.Identity(), None  # the body ends with its last norm
-        self.body = body
-        self.head = nn.Linear(body.config["hidden_size"], 1, bias=False)
-        nn.init.zeros_(self.head.weight)
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """tokens (N, T), padded behind, lengths (N,) -> scores (N,)"""
-        hidden = self.body.read(tokens, None)  # (N, T, C)
-        return self.head(hidden[torch.arange(len(lengths)), lengths - 1])[:, 0].float()
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,14 +103,14 @@ def parse_args() -> argparse.Namespace:
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/grpo/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
-    sft.add_machine_flags(parser)
+    tuning.add_machine_flags(parser)
     return parser.parse()
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Instructions, policy, reference and optimizer: new ones, or those to resume."""
     device = generate.pick_device(args.device)
-    saved = sft.resumed(args, device, "grpo", "finetune_grpo.py")
+    saved = tuning.resumed(args, device, "grpo", "finetune_grpo.py")
     out = Path(args.out or HERE / "checkpoints" / "grpo")
     args.checkpoint = args.checkpoint or (None if saved else "checkpoints/instruct/best.pt")
     args.lora = False
@@ -129,6 +118,7 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     args.template = sft.template_of(Path(args.checkpoint), device)
     model, tokenizer = sft.starting_model(args, device, args.resume)
+    dpo.without_dropout(model)
     reference, _, _ = generate.load_checkpoint(Path(args.checkpoint), device)
     reference.requires_grad_(False)
     data = instructions.load("tales", (args.examples, 1, args.test), sft.DEFAULTS["seed"])
@@ -136,50 +126,61 @@ def prepare(args: argparse.Namespace) -> Run:
     args.dtype = str(dtype).removeprefix("torch.")
     args.optimizer = "adamw"
     optimizer = train.new_optimizer(model, args)
-    rows = {"train": prompts_by_length(data.train, tokenizer, args.template)}
+    rows = {"train": prompts_by_length(data.train, tokenizer, args.template, model.context)}
     run = Run(args, data, rows, tokenizer, model, optimizer, device, dtype, out)
     run.reference = reference
     if saved:
-        sft.restore(run, saved)
+        tuning.restore(run, saved)
         run.since = saved["since"]
     return run
 
 
 def prompts_by_length(
-    examples: list[Example], tokenizer: Tokenizer, template: str
+    examples: list[Example], tokenizer: Tokenizer, template: str, context: int
 ) -> list[list[tuple[list[int], Example]]]:
-    """Prompts in tokens, those of equal length together: they are read side by side."""
+    """Prompts in tokens, those of equal length together: they are read side by side.
+
+    Those that leave no room for a reply are left out. Raises UserError if none is left.
+    """
     groups: dict[int, list] = {}
     for example in examples:
         tokens = tokenizer.encode(instructions.prompt_of(template, *example[:2]))
         groups.setdefault(len(tokens), []).append((tokens, example))
-    return list(groups.values())
+    if min(groups) >= context:
+        raise UserError(
+            f"no prompt leaves room for a response in a context of {context} tokens: use a model "
+            "with a longer one"
+        )
+    return [each for length, each in groups.items() if length < context]
 
 
 # ---------------------------------------------------------------------------- the reward model
 
 
-def train_reward_model(run: Run, batch_size: int = 8) -> RewardModel:
-    """A reward model that starts from the policy, trained for one pass over preference pairs."""
+def train_reward_model(run: Run, batch_size: int = 8) -> Model:
+    """A copy of the policy, trained for one pass over preference pairs to prefer the chosen ones.
+
+    Its dice are its own: a run that is resumed gets the same one again.
+    """
     args = run.args
-    body, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
-    model = RewardModel(body).to(run.device).train()
-    sizes = (args.examples, max(8, args.examples // 20), 1)
+    model, _, _ = generate.load_checkpoint(Path(args.checkpoint), run.device)
+    dpo.without_dropout(model).train()
+    sizes = (args.examples, max(8, args.examples // 5), 1)
     pairs = instructions.load("tales", sizes, args.seed, pairs=True)
-    some = dpo.encode_pairs(pairs.train, run.tokenizer, args.template, body.context)
-    rest = dpo.encode_pairs(pairs.valid, run.tokenizer, args.template, body.context)
+    some, rest = (dpo.encode_pairs(part, run.tokenizer, args.template, model.context)
+                  for part in pairs[:2])  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
     steps = -(-len(some) // batch_size)
-    plan = argparse.Namespace(steps=steps, lr=0.001)
+    plan = argparse.Namespace(steps=steps, lr=dpo.PRESETS["small"]["lr"])
     for step in tqdm(range(steps), "reward model", leave=False, disable=None):
         for group in optimizer.param_groups:
-            group["lr"] = sft.learning_rate(step, plan)
+            group["lr"] = tuning.learning_rate(step, plan)
         loss = -F.logsigmoid(margins(run, model, some[step::steps])).mean()  # Bradley-Terry
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     parts = [margins(run, model, rest[at : at + batch_size])
              for at in range(0, len(rest), batch_size)]  # fmt: skip
     right = (torch.cat(parts) > 0).float().mean()
@@ -187,18 +188,21 @@ def train_reward_model(run: Run, batch_size: int = 8) -> RewardModel:
     return model
 
 
-def margins(run: Run, model: RewardModel, pairs: list[tuple[Row, Row]]) -> Tensor:
+def margins(run: Run, model: Model, pairs: list[tuple[Row, Row]]) -> Tensor:
     """By how much the chosen reply scores above the rejected one: (B,)"""
-    rows = [row.tokens for part in zip(*pairs, strict=True) for row in part]
+    rows = [row for part in zip(*pairs, strict=True) for row in part]  # all chosen, all rejected
     chosen, rejected = scores_of(run, model, rows).view(2, -1)
     return chosen - rejected
 
 
-def scores_of(run: Run, model: RewardModel, rows: list[list[int]]) -> Tensor:
-    """What the reward model makes of prompts with replies: (N,)"""
+def scores_of(run: Run, model: Model, rows: list[Row]) -> Tensor:
+    """What the reward model makes of replies: beta (ln p - ln p_reference) of each, (N,)"""
+    inputs, targets = instructions.collate(rows, True, run.device, run.model.context)
     with train.autocast(run):
-        context = model.body.context
-        return model(*pad([row[:context] for row in rows], context, run.device))
+        own = dpo.log_probs(model(inputs)[0], targets)
+        with torch.no_grad():
+            reference = dpo.log_probs(run.reference(inputs)[0], targets)
+    return dpo.PRESETS["small"]["beta"] * (own - reference)
 
 
 # -------------------------------------------------------------------------------- the training
@@ -271,7 +275,7 @@ def reward(run: Run, rows: list[Row], examples: list[Example]) -> tuple[Tensor, 
     rewards = torch.tensor(found, dtype=torch.float32, device=run.device)
     if run.judge is not None:
         with torch.no_grad():
-            rewards = scores_of(run, run.judge, [row.tokens for row in rows])
+            rewards = scores_of(run, run.judge, rows)
     return rewards, [float(np.mean(obeyed)), float(np.mean(read))]
 
 
@@ -285,7 +289,7 @@ def train_step(run: Run) -> float:
     args = run.args
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = sft.learning_rate(run.step, args)
+        group["lr"] = tuning.learning_rate(run.step, args)
 
     # (2) batch: drawn from the policy, judged
     rows, examples = draw(run)
@@ -306,7 +310,7 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    sft.check_finite(run, loss.item(), norm)
+    tuning.check_finite(run, loss.item(), norm)
 
     # (5) step
     run.optimizer.step()
@@ -318,7 +322,7 @@ def train_step(run: Run) -> float:
 
 def evaluate(run: Run) -> None:
     """The means since the last line; the newest weights are kept."""
-    lr = sft.learning_rate(max(0, run.step - 1), run.args)
+    lr = tuning.learning_rate(max(0, run.step - 1), run.args)
     if run.since:
         means = np.mean(run.since, axis=0).tolist()
         run.history.append([run.step, round(run.seconds, 2), *means, lr])
@@ -340,11 +344,11 @@ def save(run: Run, name: str) -> None:
 
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
-    sft.write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    tuning.write_table(run.out / "metrics.csv", COLUMNS, run.history)
     reward = f"reward, by the {run.args.reward} (right axis)"
     lines = {"stories without a slip": 4, reward: 2, "obeyed, says the checker": 3}
     title = f"GRPO, KL weight {run.args.kl:g}"
-    sft.draw_losses(run, lines, title, "share of the replies", reward)
+    tuning.draw_losses(run, lines, title, "share of the replies", reward)
 
 
 def main() -> None:
@@ -364,10 +368,8 @@ def main() -> None:
         print(f"before: {run.before}")
     if args.reward == "model":
         run.judge = train_reward_model(run)
-    if stopped := sft.train_all(run, train_step, evaluate, save, EVALUATIONS):
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print(type_next("finetune_grpo.py", "--resume", shown(run.out / "last.pt")))
-        sys.exit(128 + stopped)
+    if stopped := tuning.train_all(run, train_step, evaluate, save, EVALUATIONS):
+        tuning.stop(run, "finetune_grpo.py", stopped)
     print(f"before: {run.before}\nafter:  {judge(run, run.model, base)}")
     sft.say_how_to_go_on(run)
 

@@ -21,11 +21,7 @@ Shapes: B batch, T time, V vocabulary
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,23 +32,22 @@ import lora
 import numpy as np
 import torch
 import train
-from finetune_spam import batches
+import tuning
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from instruction_data import TEMPLATES, Dataset, Example, Row, end_of
 from quantize import quantize
 from torch import Tensor
 from tqdm import tqdm
 from train import shown, type_next, write_checkpoint
+from tuning import ADAPTERS
 
 from shared import UserError
-from shared.utils import visualize
 from shared.utils.tokenizers import Tokenizer
 
 PRESETS = {
     "tiny": dict(examples=64, test=4, epochs=1, batch_size=8, lr=0.01),
     "small": dict(examples=20_000, test=200, epochs=1, batch_size=8, lr=0.01),
 }
-ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
 DEFAULTS = ADAPTERS | dict(
     dataset="tales", preset="small", template="alpaca", mask_instructions=True, lora=False,
     qlora=False, targets=",".join(lora.TARGETS), optimizer="muon", weight_decay=0.0, seed=1337,
@@ -107,85 +102,32 @@ def parse_args() -> argparse.Namespace:
     parser.text("--mask-instructions", help, action=argparse.BooleanOptionalAction)
     parser.number("--examples", int, "to train on, at most", 1, 1e7)
     parser.number("--test", int, "held-out instructions for the report, at most", 1, 1e6)
-    add_adapter_flags(parser)
+    tuning.add_adapter_flags(parser)
     parser.text("--qlora", "the same, and all else in 4 bits", action="store_true")
     parser.section("training (in brackets: preset small)")
-    add_training_flags(parser, LORA_LR)
+    tuning.add_training_flags(parser, LORA_LR)
     parser.section("output")
     parser.text("--out", "folder of the results (checkpoints/instruct/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
-    add_machine_flags(parser)
+    tuning.add_machine_flags(parser)
     return parser.parse()
-
-
-def add_adapter_flags(parser: Arguments) -> None:
-    parser.section("adapters")
-    parser.number("--rank", int, "of the adapters", 1, 1e5)
-    parser.number("--alpha", float, "their size: they count alpha / rank times", 1e-6, 1e6)
-    parser.number("--lora-dropout", float, "before the adapters", 0, 0.95)
-    parser.text("--targets", "layers that get adapters")
-    parser.text("--lora", "train adapters only (lora.py)", action="store_true")
-
-
-def add_training_flags(parser: Arguments, lora_lr: float) -> None:
-    parser.number("--epochs", int, "length: times that each example is read", 1, 1e6)
-    parser.number("--batch-size", int, "examples read side by side", 1, 1e6)
-    help = "muon is for the matrices, beside adamw; with adapters adamw"
-    parser.choice("--optimizer", help, ["adamw", "muon"])
-    parser.number("--lr", float, f"highest learning rate; with adapters {lora_lr:g}", 0, 10)
-    parser.number("--weight-decay", float, "pull of the matrices towards 0 (0)", 0, 100)
-    parser.number("--seed", int, "of examples, batches and replies", 0, 2**31)
-
-
-def add_machine_flags(parser: Arguments) -> None:
-    generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
-
-
-def settle(
-    args: argparse.Namespace, stored: dict | None, names: tuple[str, ...], defaults: dict
-) -> None:
-    """Fill in the flags not given: from the run that is resumed, which stays as it was begun, or
-    from the defaults. Raises UserError."""
-    for name in names:
-        given = getattr(args, name)
-        if stored and given not in (None, stored[name]):
-            raise UserError(
-                f"--{name.replace('_', '-')} {given}: this run has {stored[name]}: leave the flag "
-                "out, or start a new run without --resume"
-            )
-        if given is None:
-            setattr(args, name, (stored or defaults)[name])
 
 
 def settle_start(
     args: argparse.Namespace, stored: dict | None, names: tuple[str, ...], defaults: dict,
     presets: dict, lora_lr: float,
 ) -> None:  # fmt: skip
-    """The same for a run that starts from a checkpoint and may train adapters."""
+    """tuning.settle for a run that starts from a checkpoint and may train adapters."""
     if args.checkpoint:
         args.checkpoint = str(generate.find(args.checkpoint).resolve())
     more = {"lr": lora_lr, "optimizer": "adamw"} if args.lora else {}
-    settle(args, stored, names, {**defaults, **presets[args.preset or "small"], **more})
-
-
-def resumed(args: argparse.Namespace, device: str, key: str, script: str) -> dict | None:
-    """What the checkpoint to resume holds. Raises UserError if it is not of this script."""
-    if not args.resume:
-        return None
-    path = generate.find(args.resume)
-    saved = generate.read_checkpoint(path, device)
-    if key not in saved or "rng" not in saved:
-        raise UserError(f"{path} is no last.pt of {script}: give one to resume")
-    args.resume, args.out = path, args.out or path.parent
-    return saved
+    tuning.settle(args, stored, names, {**defaults, **presets[args.preset or "small"], **more})
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     device = generate.pick_device(args.device)
-    saved = resumed(args, device, "instruct", "finetune_instruct.py")
+    saved = tuning.resumed(args, device, "instruct", "finetune_instruct.py")
     out = Path(args.out or HERE / "checkpoints" / "instruct")
     args.checkpoint = args.checkpoint or (None if saved else "checkpoints/best.pt")
     args.lora = args.lora or args.qlora
@@ -204,7 +146,7 @@ def prepare(args: argparse.Namespace) -> Run:
     optimizer = train.new_optimizer(model, args)
     run = Run(args, data, rows, tokenizer, model.train(), optimizer, device, dtype, out)
     if saved:
-        restore(run, saved)
+        tuning.restore(run, saved)
     return run
 
 
@@ -243,14 +185,8 @@ def starting_model(
     if args.lora and resumed:
         lora.load_adapters(resumed, model, base)
     elif args.lora:
-        lora.inject(model, **adapter_settings(args))
+        lora.inject(model, **tuning.adapter_settings(args))
     return model, tokenizer
-
-
-def adapter_settings(args: argparse.Namespace) -> dict:
-    """The arguments of lora.inject."""
-    targets = tuple(args.targets.split(","))
-    return dict(rank=args.rank, alpha=args.alpha, dropout=args.lora_dropout, targets=targets)
 
 
 def encode_all(
@@ -279,7 +215,7 @@ def places_of(run: Run, lengths: Callable[[], list[int]]) -> np.ndarray:
     epoch, number = divmod(run.step, run.args.steps // run.args.epochs)
     if run.epoch[0] != epoch:
         dice = np.random.default_rng([run.args.seed, epoch])
-        run.epoch = epoch, batches(lengths(), run.args.batch_size, dice)
+        run.epoch = epoch, tuning.batches(lengths(), run.args.batch_size, dice)
     return run.epoch[1][number]
 
 
@@ -290,16 +226,11 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor]:
     return instructions.collate([rows[i] for i in places], mask, run.device, run.model.context)
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """That of train.py; short runs warm up for a tenth of their steps."""
-    return train.learning_rate(step, args, warmup=max(1, min(20, args.steps // 10)))
-
-
 def train_step(run: Run) -> float:
     """One update of the weights. Returns the loss before it, in nats per token that counts."""
     # (1) learning rate
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.step, run.args)
+        group["lr"] = tuning.learning_rate(run.step, run.args)
 
     # (2) batch
     inputs, targets = get_batch(run)
@@ -313,21 +244,12 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    check_finite(run, loss.item(), norm)
+    tuning.check_finite(run, loss.item(), norm)
 
     # (5) step
     run.optimizer.step()
     run.step += 1
     return loss.item()
-
-
-def check_finite(run: Run, loss: float, norm: float) -> None:
-    """Raises UserError: a step must not be made of what is no number."""
-    if not math.isfinite(loss + norm):
-        raise UserError(
-            f"loss {loss}, gradient {norm} at step {run.step + 1}: start again with a lower "
-            f"--lr, such as {run.args.lr / 3:.1g}"
-        )
 
 
 @torch.inference_mode()
@@ -352,7 +274,7 @@ def evaluate(run: Run) -> None:
     """Measure the validation loss, keep the best weights."""
     loss = response_loss(run)
     mean = run.losses[0] / run.losses[1] if run.losses[1] else None
-    lr = learning_rate(max(0, run.step - 1), run.args)
+    lr = tuning.learning_rate(max(0, run.step - 1), run.args)
     run.history.append([run.step, round(run.seconds, 2), mean, loss, lr])
     run.losses = (0.0, 0)
     trained = f"train {mean:.4f}  " if mean else ""
@@ -361,37 +283,6 @@ def evaluate(run: Run) -> None:
         run.best = loss
         save(run, "best.pt")
     write_results(run)
-
-
-def train_all(
-    run: Run, train_step: Callable, evaluate: Callable, save: Callable, evaluations: int = 5
-) -> int:
-    """Train to the end, or to a signal. Returns the number of that signal, or 0."""
-    args, saved = run.args, time.perf_counter()
-    every = -(-args.steps // evaluations)
-    bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=None)
-    with train.Stop() as stop, bar:
-        if run.step == 0:
-            evaluate(run)
-        while run.step < args.steps:
-            began = time.perf_counter()
-            loss = train_step(run)  # (1) to (5)
-
-            # (6) log
-            run.seconds += time.perf_counter() - began
-            run.losses = (run.losses[0] + loss, run.losses[1] + 1)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update()
-
-            # (7) evaluate, save
-            if evaluating := run.step % every == 0 or run.step == args.steps:
-                evaluate(run)
-            if evaluating or stop.signal or time.perf_counter() - saved > train.SAVE_SECONDS:
-                save(run, "last.pt")
-                saved = time.perf_counter()
-            if stop.signal and run.step < args.steps:
-                return stop.signal
-    return 0
 
 
 # --------------------------------------------------------------------------------- the replies
@@ -476,9 +367,12 @@ class Obedience:
 
 @torch.inference_mode()
 def bits_per_char(base: Model, tokenizer: Tokenizer, texts: list[str], size: int = 32) -> float:
-    """What a base model thinks of stories: bits a character, all of them together."""
+    """What a base model thinks of stories: bits a character, all of them together.
+
+    base in evaluation mode: what is longer than its context it reads as it writes, sliding on.
+    """
     start = end_of(tokenizer) + tokenizer.encode("\n")
-    rows = [Row((start + tokenizer.encode(text))[: base.context], len(start)) for text in texts]
+    rows = [Row(start + tokenizer.encode(text), len(start)) for text in texts]
     rows.sort(key=lambda row: len(row.tokens))
     nats, device = 0.0, next(base.parameters()).device
     for at in range(0, len(rows), size):
@@ -529,14 +423,14 @@ def save(
         "progress": {name: getattr(run, name) for name in PROGRESS},
     }
     if name == "last.pt":
-        more |= {"optimizer": run.optimizer.state_dict(), "rng": rng_state(run.device)}
+        more |= {"optimizer": run.optimizer.state_dict(), "rng": tuning.rng_state(run.device)}
     write_tuned(run, run.out / name, more)
 
 
 def write_tuned(run: Run, path: Path, more: dict) -> None:
     """A checkpoint of the model, or, if it has adapters, of these."""
     if lora.layers_of(run.model):
-        base, settings = Path(run.args.checkpoint), adapter_settings(run.args)
+        base, settings = Path(run.args.checkpoint), tuning.adapter_settings(run.args)
         lora.save_adapters(path, run.model, base, settings, **more)
         return
     kind = {"format": FORMAT, "version": VERSION, "architecture": generate.kind_of(run.model)}
@@ -544,61 +438,12 @@ def write_tuned(run: Run, path: Path, more: dict) -> None:
     write_checkpoint(path, kind | own | {"model": run.model.state_dict()} | more)
 
 
-def rng_state(device: str) -> dict[str, Tensor]:
-    """All dice."""
-    found = {"cpu": torch.get_rng_state()}
-    if device != "cpu":
-        found[device] = getattr(torch, device).get_rng_state()
-    return found
-
-
-def restore(run: Run, saved: dict) -> None:
-    """Go on exactly where `save` was called."""
-    run.optimizer.load_state_dict(saved["optimizer"])
-    for name, value in saved["progress"].items():
-        setattr(run, name, value)
-    for device, state in saved["rng"].items():
-        if device in (run.device, "cpu"):
-            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state.cpu())
-
-
-def write_table(path: Path, columns: tuple[str, ...], history: list[list]) -> None:
-    """metrics.csv"""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([columns, *history])
-    with train.replacing(path) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", newline="\n")
-
-
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
-    write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    tuning.write_table(run.out / "metrics.csv", COLUMNS, run.history)
     lines = {"training": 2, "validation, responses": 3}
     title = f"Instructions: {run.data.name}"
-    draw_losses(run, lines, title, "loss, nats per token")
-
-
-def draw_losses(
-    run: Run, lines: dict[str, int], title: str, unit: str = "", right: str = ""
-) -> None:
-    """loss.png: these columns of the history, by name, over the steps.
-
-    right: the name of a line that has another unit, and an axis of its own on the right.
-    """
-    figure, axes = visualize.new_figure()
-    steps = [row[0] for row in run.history]
-    drawn = []
-    for (name, column), colour in zip(lines.items(), visualize.COLOURS, strict=False):
-        values = [math.nan if row[column] is None else row[column] for row in run.history]
-        where = axes.twinx() if name == right else axes
-        drawn += where.plot(steps, values, "o-", ms=3, color=colour, label=name)
-    if right:  # its line is drawn over all that is in the picture
-        figure.legend(handles=drawn, frameon=False, loc="outside lower center", ncols=len(drawn))
-    else:
-        axes.legend(frameon=False)
-    axes.set(title=title, xlabel="step", ylabel=unit)
-    with train.replacing(run.out / "loss.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    tuning.draw_losses(run, lines, title, "loss, nats per token")
 
 
 def introduce(run: Run) -> str:
@@ -649,10 +494,8 @@ def main() -> None:
         train.set_aside(run.out)
         run.before = judge(run, base, base)
         print(f"before: {run.before}")
-    if stopped := train_all(run, train_step, evaluate, save):
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print(type_next("finetune_instruct.py", "--resume", shown(run.out / "last.pt")))
-        sys.exit(128 + stopped)
+    if stopped := tuning.train_all(run, train_step, evaluate, save):
+        tuning.stop(run, "finetune_instruct.py", stopped)
     best, _ = starting_model(args, run.device, run.out / "best.pt")
     print(f"before: {run.before}\nafter:  {judge(run, best.eval(), base)}")
     print(f"validation {run.best:.4f} nats per token of the responses")

@@ -27,11 +27,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import math
 import re
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -43,6 +40,7 @@ import lora
 import numpy as np
 import torch
 import train
+import tuning
 from baselines import LogisticRegression, Majority, NaiveBayes, Score
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from llama import Llama
@@ -50,10 +48,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from train import shown, type_next, write_checkpoint
+from tuning import ADAPTERS
 
 from shared import UserError
 from shared.data.download import DATASETS, ensure, sha256_of
-from shared.utils import visualize
 from shared.utils.tokenizers import BPETokenizer, Tokenizer
 
 LABELS = ("ham", "spam")
@@ -76,7 +74,6 @@ MODES = {  # what may change of a model from a checkpoint, and how fast
     "all": TUNED | dict(optimizer="adamw", lr=0.0005),
     "lora": TUNED | dict(optimizer="adamw", lr=0.002, weight_decay=0.0),
 }
-ADAPTERS = dict(rank=8, alpha=16.0, lora_dropout=0.0)
 SHAPE = ("hidden_size", "layers", "heads", "context")
 OWN = ("vocab_size", *SHAPE, "members")  # settings of a new model
 SETTINGS = (
@@ -159,16 +156,6 @@ def disguise(text: str, share: float, dice: Random) -> str:
         words = text.split(" ")
         text = " ".join([word for word in words if dice.random() > 0.1] or words)
     return text
-
-
-def batches(lengths: list[int], size: int, dice: np.random.Generator) -> list[np.ndarray]:
-    """All places once, in random batches of about equal lengths, so that little is padding."""
-    order = dice.permutation(len(lengths))
-    found = []
-    for at in range(0, len(order), 20 * size):
-        some = sorted(order[at : at + 20 * size], key=lambda i: lengths[i])
-        found += [np.array(some[i : i + size]) for i in range(0, len(some), size)]
-    return [found[i] for i in dice.permutation(len(found))]
 
 
 def pad(rows: list[list[int]], context: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -313,9 +300,7 @@ def parse_args() -> argparse.Namespace:
     parser.text("--out", "folder of the results (checkpoints/spam/ in this model's folder)")
     parser.text("--resume", "go on from this checkpoint", metavar="CHECKPOINT")
     parser.text("--ask", "do not train: what is this message?", metavar="MESSAGE")
-    generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    tuning.add_machine_flags(parser)
     return parser.parse()
 
 
@@ -324,13 +309,7 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
 
     Raises UserError for what does not go together.
     """
-    for name in SETTINGS if stored else ():
-        if getattr(args, name) not in (None, stored[name]):
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: this run has {stored[name]}: "
-                "leave the flag out, or start a new run without --resume"
-            )
-    if args.checkpoint and not stored:
+    if args.checkpoint:
         args.checkpoint = str(generate.find(args.checkpoint).resolve())
     if not stored and not args.checkpoint and args.train not in (None, "all"):
         raise UserError(f"--train {args.train} has nothing to start from: give a --checkpoint")
@@ -338,12 +317,12 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
     if not stored and args.checkpoint and given:
         raise UserError(f"{', '.join(given)}: the checkpoint's model has its own: leave it out")
     preset = PRESETS[args.preset or "small"]
-    usual = dict(dataset="sms-spam", preset="small", train="all", seed=1337, dtype="auto")
+    usual = dict(
+        dataset="sms-spam", preset="small", checkpoint=None, train="all", seed=1337, dtype="auto",
+        targets=",".join(lora.TARGETS),
+    )  # fmt: skip
     mode = MODES[args.train or "all"] if args.checkpoint else {}
-    defaults = stored or {**usual, **ADAPTERS, "targets": ",".join(lora.TARGETS), **preset, **mode}
-    for name in SETTINGS:
-        if getattr(args, name) is None:
-            setattr(args, name, defaults.get(name))
+    tuning.settle(args, stored, SETTINGS, {**usual, **ADAPTERS, **preset, **mode})
     if args.hidden_size % (2 * args.heads) and not args.checkpoint:
         raise UserError(
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
@@ -353,15 +332,9 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
 
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
-    device, saved = generate.pick_device(args.device), None
+    device = generate.pick_device(args.device)
+    saved = tuning.resumed(args, device, "spam", "finetune_spam.py")
     out = Path(args.out or HERE / "checkpoints" / "spam")
-    if args.resume:
-        path = generate.find(args.resume)
-        saved, out = generate.read_checkpoint(path, device), path.parent
-        if args.out and Path(args.out).resolve() != out.resolve():
-            raise UserError(f"--out {args.out}: a run goes on in its own folder: leave it out")
-        if "spam" not in saved or "rng" not in saved:
-            raise UserError(f"{path} is no last.pt of finetune_spam.py: give one to resume")
     settle(args, saved and saved["spam"])
     splits, dataset = load_messages(args.dataset)
     if saved and saved["dataset"] != dataset:
@@ -369,7 +342,9 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
-    model, tokenizer = load_classifier(path, device) if saved else new_model(args, splits, device)
+    model, tokenizer = (
+        load_classifier(args.resume, device) if saved else new_model(args, splits, device)
+    )
     for member in model.train().members:
         member.body.config["dropout"] = args.dropout
         open_up(member, args.train)
@@ -378,7 +353,8 @@ def prepare(args: argparse.Namespace) -> Run:
     run = Run(args, splits, dataset, tokenizer, model, optimizer, device, dtype, out)
     run.average = [p.detach().clone() for p in model.parameters()] if args.average else []
     if saved:
-        restore(run, saved)
+        tuning.restore(run, saved)
+        run.average = saved["average"]
     return run
 
 
@@ -389,7 +365,7 @@ def new_model(
     if args.checkpoint:
         body, tokenizer, _ = generate.load_checkpoint(Path(args.checkpoint), device)
         if args.train == "lora":
-            lora.inject(body, **adapter_settings(args))
+            lora.inject(body, **tuning.adapter_settings(args))
         return Committee([Classifier(body)]).to(device), tokenizer
     tokenizer = BPETokenizer.train("\n".join(splits["train"].texts), args.vocab_size)
     sizes = {name: getattr(args, name) for name in (*SHAPE, "dropout")}
@@ -418,12 +394,6 @@ def load_classifier(path: Path, device: str) -> tuple[Committee, Tokenizer]:
     return Committee(members).to(device).eval(), tokenizer
 
 
-def adapter_settings(args: argparse.Namespace) -> dict:
-    """The arguments of lora.inject."""
-    targets = tuple(args.targets.split(","))
-    return dict(rank=args.rank, alpha=args.alpha, dropout=args.lora_dropout, targets=targets)
-
-
 # -------------------------------------------------------------------------------- the training
 
 
@@ -439,7 +409,7 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
         texts = [disguise(text, args.disguise, dice) for text in messages.texts]
         rows = [encode(run.tokenizer, text, context) for text in texts]
         order = np.random.default_rng([args.seed, epoch])
-        run.epoch = epoch, rows, batches([len(row) for row in rows], args.batch_size, order)
+        run.epoch = epoch, rows, tuning.batches([len(row) for row in rows], args.batch_size, order)
     _, rows, places = run.epoch
     tokens, lengths = pad([rows[i] for i in places[number]], run.model.context, run.device)
     return tokens, lengths, torch.from_numpy(messages.labels[places[number]]).to(run.device)
@@ -487,12 +457,7 @@ def train_step(run: Run) -> float:
     run.optimizer.zero_grad()
     total.backward()
     norms = [nn.utils.clip_grad_norm_(each.parameters(), 1.0) for each in run.model.members]
-    norm = max(norms).item()
-    if not math.isfinite(value + sum(norms).item()):
-        raise UserError(
-            f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
-            f"such as {run.args.lr / 3:.1g}"
-        )
+    tuning.check_finite(run, value, sum(norms).item())
 
     # (5) step
     run.optimizer.step()
@@ -539,32 +504,10 @@ def evaluate(run: Run) -> None:
     write_results(run)
 
 
-def train_all(run: Run) -> int:
-    """Train to the end, or to a signal. Returns the number of that signal, or 0."""
-    args, saved = run.args, time.perf_counter()
-    per_epoch = args.steps // args.epochs
-    bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=None)
-    with train.Stop() as stop, bar:
-        while run.step < args.steps:
-            began = time.perf_counter()
-            loss = train_step(run)  # (1) to (5)
-
-            # (6) log
-            run.seconds += time.perf_counter() - began
-            run.losses = (run.losses[0] + loss, run.losses[1] + 1)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update()
-
-            # (7) evaluate, save
-            if evaluating := run.step % per_epoch == 0:
-                with train.averaged(run):
-                    evaluate(run)
-            if evaluating or stop.signal or time.perf_counter() - saved > train.SAVE_SECONDS:
-                save(run, "last.pt")
-                saved = time.perf_counter()
-            if stop.signal and run.step < args.steps:
-                return stop.signal
-    return 0
+def evaluate_average(run: Run) -> None:
+    """The same of the averaged weights, where there are any."""
+    with train.averaged(run):
+        evaluate(run)
 
 
 # --------------------------------------------------------------------------------- the results
@@ -586,13 +529,11 @@ def save(run: Run, name: str) -> None:
         "progress": {name: getattr(run, name) for name in PROGRESS if name != "average"},
     }
     if name == "last.pt":
-        rng = {"cpu": torch.get_rng_state()}
-        if run.device != "cpu":
-            rng[run.device] = getattr(torch, run.device).get_rng_state()
+        rng = tuning.rng_state(run.device)
         more |= {"optimizer": run.optimizer.state_dict(), "rng": rng, "average": run.average}
     if run.args.train == "lora":
         base = Path(run.args.checkpoint)
-        settings = adapter_settings(run.args)
+        settings = tuning.adapter_settings(run.args)
         lora.save_adapters(run.out / name, body, base, settings, **more)
         return
     kind = {"format": FORMAT, "version": VERSION, "architecture": generate.kind_of(body)}
@@ -601,33 +542,11 @@ def save(run: Run, name: str) -> None:
     write_checkpoint(run.out / name, kind | own | weights | more)
 
 
-def restore(run: Run, saved: dict) -> None:
-    """Go on exactly where `save` was called."""
-    run.optimizer.load_state_dict(saved["optimizer"])
-    for name, value in (saved["progress"] | {"average": saved["average"]}).items():
-        setattr(run, name, value)
-    for device, state in saved["rng"].items():
-        if device in (run.device, "cpu"):
-            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state.cpu())
-
-
 def write_results(run: Run) -> None:
     """metrics.csv and loss.png, as far as the run has come."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *run.history])
-    with train.replacing(run.out / "metrics.csv") as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8", newline="\n")
-    figure, axes = visualize.new_figure()
-    steps = [row[0] for row in run.history]
-    for column, name, colour in (
-        (2, "training", visualize.GREY),
-        (3, "validation", visualize.BLUE),
-    ):
-        axes.plot(steps, [row[column] for row in run.history], "o-", ms=3, color=colour, label=name)
-    axes.legend(frameon=False)
-    axes.set(title="Spam or not", xlabel="step", ylabel="loss of the label, nats", yscale="log")
-    with train.replacing(run.out / "loss.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    tuning.write_table(run.out / "metrics.csv", COLUMNS, run.history)
+    lines = {"training": 2, "validation": 3}
+    tuning.draw_losses(run, lines, "Spam or not", "loss of the label, nats", scale="log")
 
 
 def table_row(name: str, found: Score) -> str:
@@ -708,10 +627,10 @@ def main() -> None:
     run.out.mkdir(parents=True, exist_ok=True)
     if not args.resume:
         train.set_aside(run.out)
-    if stopped := train_all(run):
-        print(f"stopped after step {run.step} of {args.steps}; to go on:")
-        print(type_next("finetune_spam.py", "--resume", shown(run.out / "last.pt")))
-        sys.exit(128 + stopped)
+    if stopped := tuning.train_all(
+        run, train_step, evaluate_average, save, args.epochs, first=False
+    ):
+        tuning.stop(run, "finetune_spam.py", stopped)
     report(run)
     print(f"{run.seconds:.0f} seconds of training; results are in {shown(run.out)}. Ask it:")
     where = ["--out", shown(run.out)] if run.out != HERE / "checkpoints" / "spam" else []

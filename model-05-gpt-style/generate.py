@@ -29,6 +29,7 @@ import io
 import math
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,9 @@ class Arguments(argparse.ArgumentParser):
 
 def command(main: Callable[[], None]) -> None:
     """Run a command line's main(): a user's mistake ends in one line on stderr and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us, as in `<&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdin, sys.stdout):  # Windows, and pipes, do not do it by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
@@ -139,7 +143,7 @@ def command(main: Callable[[], None]) -> None:
         what = f"{error.filename}: " if error.filename else ""
         message = f"{what}{error.strerror or error}: check the path, the disk and your rights"
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
             raise
         message = "out of memory: use a smaller --batch-size, --context or --preset"
     print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -221,6 +225,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
     checkpoint = read_checkpoint(path, device)
     try:
         kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
+        if kind[1] == "LoRA":
+            raise UserError(f"{path} holds adapters only: merge them into a model with lora.py")
         if kind[1] not in MODELS or kind[::2] != (FORMAT, VERSION):
             raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = MODELS[kind[1]](**checkpoint["config"]).to(device)
@@ -265,7 +271,7 @@ def sample(
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020), and
     min_p > 0 those with at least that share of the likeliest one's (Nguyen et al. 2024).
     """
-    logits = logits.double().cpu()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow

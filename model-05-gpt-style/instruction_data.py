@@ -11,8 +11,8 @@ r"""Instructions, and what becomes of them before a model reads them.
 A language model that has read stories goes on with any text; that what stands before "Response:"
 is to be obeyed, it learns from pairs of instruction and response (Wei et al. 2021, Ouyang et al.
 2022). The template says where the instruction ends, the end mark where the response does, and the
-mask keeps the loss to the response: to ask is not what it shall learn. (To read
-questions as well: --no-mask-instructions. Which is better we have not compared.)
+mask keeps the loss to the response: to ask is not what it shall learn. Whether that is better than
+to learn from all of it (--no-mask-instructions) is a question; README.md has both.
 
 `tales` are stories whose facts are known, so instructions about them can be checked: `check` reads
 the answer back with the grammar that wrote the stories, and where that fails looks for what was

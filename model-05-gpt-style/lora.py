@@ -211,6 +211,14 @@ def kept(update: Tensor) -> np.ndarray:
     return (energy.cumsum(0) / energy.sum()).numpy()
 
 
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint. Raises UserError if it holds adapters only."""
+    saved = read(path)
+    if "model" not in saved:
+        raise UserError(f"{path} holds adapters only: merge them into a model with lora.py")
+    return saved["model"]
+
+
 def updates(base: dict, tuned: dict) -> dict[str, Tensor]:
     """What fine-tuning has added to each matrix of the blocks. Raises UserError if nothing."""
     found = {}
@@ -250,7 +258,7 @@ def plot_spectrum(shares: dict[str, np.ndarray], chance: np.ndarray, path: Path)
 
 def show_spectrum(base: Path, tuned: Path, out: Path) -> None:
     """Print, and draw, how many directions fine-tuning has used."""
-    found = updates(*(read(path).get("model", {}) for path in (base, tuned)))
+    found = updates(weights_of(base), weights_of(tuned))
     shares = {name: kept(update) for name, update in found.items()}
     widest = max(found.values(), key=lambda update: min(update.shape))
     chance = kept(torch.randn(widest.shape, generator=torch.Generator().manual_seed(0)))
@@ -272,8 +280,10 @@ def merge_files(base: Path, adapters: Path, out: Path) -> None:
     model = MODELS[checkpoint["architecture"]](**checkpoint["config"])
     model.load_state_dict(checkpoint["model"])
     saved = load_adapters(adapters, model, base)
-    kept = ("template", "dataset", "progress") if "template" in saved else ()
-    learned = {key: saved[key] for key in kept}  # of a model that obeys instructions
+    for key in ("optimizer", "scaler", "rng"):  # the base's run does not go on from here
+        checkpoint.pop(key, None)
+    kept = ("template", "dataset", "progress", "instruct", "dpo") if "template" in saved else ()
+    learned = {key: saved[key] for key in kept if key in saved}  # of a model that obeys
     write_checkpoint(out, checkpoint | learned | {"model": absorb(model).state_dict()})
     print(f"merged: {shown(out)}")
 

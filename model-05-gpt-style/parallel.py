@@ -28,17 +28,24 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from shared import UserError
 
-def begin() -> tuple[int, int]:
+
+def begin(device: str) -> tuple[int, int]:
     """Meet the other processes that torchrun started: this one's number, and how many they are.
 
-    Only process 0 prints.
+    Only process 0 prints. Raises UserError where there is no GPU for each of them.
     """
     if "RANK" not in os.environ:
         return 0, 1
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if device == "mps":
+        raise UserError("an Apple GPU serves one process only: give --device cpu, or no torchrun")
+    if device == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise UserError(f"process {local} has no GPU of its own: give --nproc-per-node {gpus}")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     if dist.get_rank():
         sys.stdout = io.StringIO()
     return dist.get_rank(), dist.get_world_size()
@@ -64,7 +71,7 @@ def end() -> None:
 def share(model: nn.Module, kind: str) -> nn.Module:
     """The model as all processes train it together; fsdp changes the model itself.
 
-    To be called before the optimizer is made. Raises UserError.
+    To be called before the optimizer is made.
     """
     if not dist.is_initialized():
         return model
@@ -85,24 +92,33 @@ def synchronize(model: nn.Module, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)
 
 
-def total(*values: float) -> list[float]:
-    """The sums of numbers over all processes."""
-    if not dist.is_initialized():
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
-    if torch.cuda.is_available():
-        sums = sums.float().cuda()
-    dist.all_reduce(sums)
-    return sums.tolist()
+def total(value: float) -> float:
+    """The sum of a number over all processes."""
+    return reduced(value, "SUM")
 
 
 def highest(value: int) -> int:
     """The highest of the numbers that the processes give, such as a signal that reached only one"""
+    return int(reduced(value, "MAX"))
+
+
+def reduced(value: float, how: str) -> float:
+    """One number for all processes."""
     if not dist.is_initialized():
         return value
-    found: list[int] = [0] * dist.get_world_size()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(number, getattr(dist.ReduceOp, how))
+    return number.item()
+
+
+def everyones(value: object) -> list:
+    """What each process gives, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    found = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
-    return max(found)
+    return found
 
 
 def whole(tree: object) -> object:

@@ -213,6 +213,7 @@ def tokens_per_second(model: nn.Module, prompt: Tensor, rounds: int = 3) -> floa
         for _ in range(100):
             logits, state = model(token, state)
             token = logits[:, -1:].argmax(dim=-1)
+        token.tolist()  # a GPU may still be at work: wait for it
         times.append(time.perf_counter() - start)
     return 100 / min(times)
 
@@ -229,7 +230,7 @@ def main() -> None:
     path, device = generate.find(args.checkpoint), generate.pick_device(args.device)
     _, tokenizer, checkpoint = generate.load_checkpoint(path, device)
     source = data.find(args.dataset or checkpoint["dataset"]["name"], "tales")
-    text = source.corpus.valid or source.files[-1].read_text(encoding="utf-8")[:2_000_000]
+    text = source.corpus.valid or data.part_of(source.files[-1], 2_000_000, end=True)
     tokens = torch.tensor(tokenizer.encode(text)[: args.tokens], device=device)
     if len(tokens) <= checkpoint["config"]["context"]:
         raise UserError(f"{source.corpus.name} is shorter than the context: give a longer text")

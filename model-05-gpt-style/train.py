@@ -31,11 +31,13 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import data
@@ -82,7 +84,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
         weight_decay=0.1, average=0.0, epochs=20.0,
     ),
     "gpt2": dict(
-        tokenizer="bpe", vocab_size=50257, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
+        tokenizer="bpe", vocab_size=50304, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
         heads=12, copy="none", optimizer="adamw", batch_size=512, accumulate=64, context=1024,
         lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
@@ -106,8 +108,11 @@ GENTLE = dict(optimizer="adamw", lr=0.0001)  # where weights have been trained a
 NGRAM_ORDER = 7
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
+EVALUATIONS = 5  # over a run; each reads the text twice, as the window slides
 PEAKS = {
+    "B200": 2250,
     "H200": 989,
+    "H100 PCIe": 756,
     "H100": 989,
     "A100": 312,
     "4090": 165,
@@ -162,7 +167,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Arguments("Train model 05, a GPT.", "train.py", PRESETS["small"])
+    parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
@@ -228,19 +233,31 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
 def check(args: argparse.Namespace, world: int) -> None:
     """Raises UserError for settings that do not go together."""
     problems, new = [], not args.resume and not args.init_from
-    if new and args.tokenizer == "char" and args.vocab_size:
+    usual = PRESETS[args.preset].get("vocab_size")  # of its own tokenizer
+    if new and args.tokenizer == "char" and args.vocab_size not in (None, usual):
         problems.append("--vocab-size: --tokenizer char has all characters: leave it out")
     if new and args.hidden_size % (2 * args.heads):
         problems.append(
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
+    if new and args.kv_heads and args.arch == "gpt":
+        problems.append("--kv-heads: --arch gpt has as many as --heads: leave it out")
     if new and args.kv_heads and args.heads % args.kv_heads:
         problems.append(f"--heads {args.heads}: give a multiple of --kv-heads {args.kv_heads}")
     if world > 1 and args.parallel == "fsdp" and (args.optimizer == "muon" or args.average):
         problems.append("--parallel fsdp: give --optimizer adamw and no --average, or use ddp")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def resume_from(name: str, device: str) -> tuple[Model, Tokenizer, dict]:
+    """What a checkpoint of this script holds. Raises UserError."""
+    path = generate.find(name)
+    found = generate.load_checkpoint(path, device)
+    if not {"settings", "rng"} <= found[2].keys():  # merged files have settings, too
+        raise UserError(f"{path} is fine-tuned: --resume it with that script, or --init-from it")
+    return found
 
 
 def init_from(args: argparse.Namespace, device: str) -> tuple[Model, Tokenizer]:
@@ -322,14 +339,13 @@ def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
-    rank, world = parallel.begin()
     device = generate.pick_device(args.device)
+    rank, world = parallel.begin(device)
     out = Path(args.out or HERE / "checkpoints")
     model = tokenizer = checkpoint = None
     if args.resume:
-        path = generate.find(args.resume)
-        model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
-        out = Path(args.out or path.parent)
+        model, tokenizer, checkpoint = resume_from(args.resume, device)
+        out = Path(args.out or generate.find(args.resume).parent)
     elif args.init_from:
         model, tokenizer = init_from(args, device)
     settle(args, checkpoint and checkpoint["settings"])
@@ -360,7 +376,8 @@ def prepare(args: argparse.Namespace) -> Run:
     if args.epochs and not args.steps:
         args.steps = max(1, round(args.epochs * steps_per_epoch(run)))
     if checkpoint:
-        restore(run, checkpoint)
+        dice = [checkpoint["rng"], *checkpoint.get("others", [])]  # new processes keep their own
+        restore(run, checkpoint | {"rng": dice[rank] if rank < len(dice) else {}})
     return run
 
 
@@ -416,8 +433,10 @@ def get_batch(run: Run, part: int = 0) -> tuple[Tensor, Tensor]:
     mine = starts[run.rank :: run.world].chunk(run.args.parts)[part]
     places = (mine + torch.arange(context + 1)).numpy()
     batch = torch.from_numpy(run.train[places].astype(np.int64))  # (B, T + 1)
-    inputs, targets = batch[:, :-1], batch[:, 1:]
-    return inputs.to(run.device), targets.to(run.device)
+    if run.device == "cuda":  # copied while the GPU computes: nobody waits
+        batch = batch.pin_memory().to("cuda", non_blocking=True)
+    batch = batch.to(run.device)
+    return batch[:, :-1], batch[:, 1:]
 
 
 # ---------------------------------------------------------------------------------- evaluation
@@ -426,6 +445,12 @@ def get_batch(run: Run, part: int = 0) -> tuple[Tensor, Tensor]:
 def loss_of(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats: logits (B, T, V), targets (B, T), where -100 does not count."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+
+
+def loss_on(run: Run, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The model's mean loss on a batch, in nats per token: inputs, targets (B, T)"""
+    logits, _ = run.shared(inputs)
+    return loss_of(logits, targets)
 
 
 def autocast(run: Run) -> torch.autocast:
@@ -441,8 +466,10 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    streams = min(max(run.world, run.args.batch_size // run.args.accumulate), predicted)
-    length = -(-predicted // streams)  # of a stream; what the last one lacks is not counted
+    most = math.ceil(predicted / run.args.context)
+    streams = min(run.args.batch_size // run.args.accumulate, most)
+    streams = min(max(run.world, streams), predicted)  # one at least for each process
+    length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]
     targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
@@ -453,7 +480,7 @@ def evaluate(run: Run) -> float:
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
         nats += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
-    return parallel.total(nats)[0] / predicted
+    return parallel.total(nats) / predicted
 
 
 def write_sample(run: Run, length: int = 80) -> str:
@@ -497,15 +524,20 @@ def averaged(run: Run) -> Iterator[None]:
             p.data = own
 
 
+def kept_dice(run: Run) -> AbstractContextManager:
+    """Random numbers drawn meanwhile do not count. Of several GPUs only this run's is asked."""
+    return torch.random.fork_rng([run.device] if run.device == "cuda" else [])
+
+
 def estimate_memory(run: Run) -> float:
     """Bytes that training takes: weights, gradients, two moments, and what one batch keeps."""
     kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # called for each tensor that backward will need
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with kept_dice(run), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         inputs, targets, *_ = get_batch(run)
         with autocast(run):
             loss = loss_of(run.model(inputs)[0], targets)
@@ -559,6 +591,7 @@ def save_checkpoint(run: Run, name: str) -> None:
         "dataset": {"name": run.corpus.name, "sha256": run.corpus.sha256},
         "progress": {name: getattr(run, name) for name in PROGRESS},
         "rng": rng,
+        "others": parallel.everyones(rng)[1:],  # the same of all processes but the first
     }
     if not run.rank:
         write_checkpoint(run.out / name, checkpoint)
@@ -671,16 +704,14 @@ def train_step(run: Run, forward: Callable) -> float:
         # (3) forward, loss
         parallel.synchronize(run.shared, part == run.args.parts - 1)
         with autocast(run):
-            logits, _ = forward(inputs)
-        loss = loss_of(logits, targets) / run.args.parts
+            loss = forward(inputs, targets) / run.args.parts
         total += loss.detach()
 
         # (4) backward, clip: one wild batch must not throw the weights far away
         run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    norm = parallel.whole(norm).item()
-    value = parallel.total(total.item())[0] / run.world
+    norm, value = parallel.whole(norm).item(), parallel.total(total.item()) / run.world
     if not math.isfinite(value + (0 if run.scaler.is_enabled() else norm)):  # a scaler mends these
         raise UserError(
             f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
@@ -712,7 +743,7 @@ def evaluate_first(run: Run) -> None:
 def train(run: Run) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, times, saved = run.args, [], time.perf_counter()
-    forward = compiled(run) if args.compile else run.shared
+    forward = compiled(run) if args.compile else partial(loss_on, run)
     quiet = True if run.rank else None  # None: where there is no terminal
     bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=quiet)
     with Stop() as stop, bar:
@@ -731,8 +762,8 @@ def train(run: Run) -> int:
             bar.set_postfix_str(text, refresh=False)
             bar.update()
             stopping = parallel.highest(stop.signal)
-            if not args.steps:  # --minutes: measure for a tenth of them, then fix the length
-                if parallel.highest(sum(times) < 6 * args.minutes) and not stopping:
+            if not args.steps:  # --minutes: measure a tenth, or one minute, then fix the length
+                if parallel.highest(sum(times) < min(60, 6 * args.minutes)) and not stopping:
                     continue
                 bar.total = args.steps = parallel.highest(steps_that_fit(run, times))
             evaluating = run.step == args.steps or run.step % evaluate_every(args) == 0
@@ -759,14 +790,13 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
     warm = times[2:] or times  # the first two only warm up
     each, every = sum(warm) / len(warm), run.args.eval_every
     left = 60 * run.args.minutes - (time.perf_counter() - run.started)
-    left -= run.evaluation * (1 if every else 10)
+    left -= run.evaluation * (1 if every else EVALUATIONS)
     left *= 0.95  # machines slow down as they grow warm
     return run.step + max(1, int(left / (each + (run.evaluation / every if every else 0))))
 
 
 def evaluate_every(args: argparse.Namespace) -> int:
-    # Not more often: each token of the validation split is read twice, as the window slides.
-    return args.eval_every or -(-args.steps // 5)
+    return args.eval_every or math.ceil(args.steps / EVALUATIONS)
 
 
 def share_of_peak(run: Run, speed: float) -> str:
@@ -792,17 +822,19 @@ def log(run: Run) -> None:
 
 
 def compiled(run: Run) -> Callable:
-    """torch.compile's version of the model, if that works on this machine; else the model."""
+    """torch.compile's version of loss_on, if that works on this machine; else the function.
+
+    With the loss compiled as well, the logits of a large vocabulary need not be written in 32 bits.
+    """
     try:
-        forward = torch.compile(run.shared)
-        with torch.random.fork_rng(), autocast(run):
-            inputs, targets, *_ = get_batch(run)
-            loss_of(forward(inputs)[0], targets).backward()
+        forward = torch.compile(partial(loss_on, run))
+        with kept_dice(run), autocast(run):
+            forward(*get_batch(run)).backward()
         return forward
     except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"--compile does not work here, going on without ({reason[:100]})")
-        return run.shared
+        return partial(loss_on, run)
     finally:
         run.optimizer.zero_grad()
 
@@ -874,7 +906,7 @@ def verdict(run: Run) -> str:
     text += f" than counting ({NGRAM_ORDER}-gram {run.baseline:.4f} nats)"
     if run.corpus.floor is not None:
         text += f"; no model can go below {run.corpus.floor:.4f} bits/char"
-    if last > first or last > 2 * best:
+    if not last <= min(1.02 * first, 2 * best):  # "not" catches NaN as well
         return f"diverged: {text}. The loss rose in the end: try a third of the --lr."
     if last > 1.02 * best:
         return f"overfitting: {text}. best.pt is from before it did: try more --dropout."
@@ -891,7 +923,8 @@ def shown(path: Path) -> str:
 
 def type_next(script: str, *arguments: str) -> str:
     """A command line that works from here."""
-    return "    " + shlex.join([sys.orig_argv[0], shown(HERE / script), *arguments])
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return "    " + join([sys.orig_argv[0], shown(HERE / script), *arguments])
 
 
 def introduce(run: Run) -> str:
@@ -918,8 +951,11 @@ def main() -> None:
     if run.args.steps and run.step >= run.args.steps:
         raise UserError(f"this run is over ({run.step} steps): for more, give a longer --steps")
     run.out.mkdir(parents=True, exist_ok=True)
-    if not run.args.resume and not run.rank:
+    elsewhere = not run.args.resume or not run.out.samefile(generate.find(run.args.resume).parent)
+    if elsewhere and not run.rank:
         set_aside(run.out)
+    if elsewhere or not (run.out / "best.pt").exists():
+        run.best = math.inf  # so that the next evaluation writes one
     stopped = train(run)
     if stopped:
         print(f"stopped after step {run.step} of {run.args.steps}; to go on:")

@@ -5,30 +5,38 @@ way Python does when a script of that folder starts (its own folder first on sys
 takes the plain names away again.
 
 Nothing is written into the checkout: every run gets --out, or works on a copy of its folder.
+
+The suite runs in several processes (pytest-xdist; `-n 0`: in this one), each with one thread.
+What takes long to make and is only read is made by one of them for all: see `made_once`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; the tests' models are tiny
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from shared.data.download import locked  # noqa: E402
 from shared.data.tales import write_corpus  # noqa: E402
 from shared.utils import visualize  # noqa: E402
 
@@ -76,12 +84,17 @@ def copied(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("spec", chosen, ids=lambda spec: spec.folder)
 
 
+# How long something takes: seconds of the processor, which other programs do not lengthen.
+# Windows counts them in steps of 16 ms, too coarse for what is short.
+clock = time.perf_counter if os.name == "nt" else time.process_time
+PATIENCE = 600  # seconds until something hangs; a crowded machine is slow
+
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
     *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
     *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
-    *("quantize", "lora", "baselines", "finetune_spam"),
+    *("quantize", "lora", "baselines", "tuning", "finetune_spam"),
     *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
     *("metrics", "report", "evaluate"),
 )
@@ -139,7 +152,7 @@ def words(*parts: object) -> list[str]:
 
 
 def run_script(
-    script: Path, *parts: object, cwd: Path | None = None, stdin: str = "", timeout: float = 120,
+    script: Path, *parts: object, cwd: Path | None = None, stdin: str = "",
     env: dict[str, str] | None = None, **more: object,
 ) -> Result:  # fmt: skip
     """Run a script as its user does, in a process of its own."""
@@ -149,7 +162,7 @@ def run_script(
         capture_output=True,
         cwd=cwd or ROOT,
         env=environment(**(env or {})),
-        timeout=timeout,
+        timeout=PATIENCE,
         check=False,
         **more,
     )
@@ -206,11 +219,32 @@ def printed_command(out: str, script: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """made_once(name, make) -> a folder that make(folder) has filled, once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / f"once-{name}"
+        with (shared / f"once-{name}.lock").open("a+") as lock:
+            while not locked(lock):
+                time.sleep(0.05)
+            if not folder.exists():  # or half made, if it failed: then others fail as well
+                folder.mkdir()
+                make(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def text_file(made_once: Callable) -> Path:
     """20,000 characters of tales."""
-    path = tmp_path_factory.mktemp("text") / "small.txt"
-    path.write_text(write_corpus(20_000, seed=1)[0], encoding="utf-8")
-    return path
+
+    def write(folder: Path) -> None:
+        (folder / "small.txt").write_text(write_corpus(20_000, seed=1)[0], encoding="utf-8")
+
+    return made_once("text", write) / "small.txt"
 
 
 @pytest.fixture(params=MODELS, ids=lambda spec: spec.folder)
@@ -236,40 +270,53 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def trained_of(
-    tmp_path_factory: pytest.TempPathFactory, text_file: Path
-) -> Callable[[Spec], Trained]:
+def trained_of(made_once: Callable, text_file: Path) -> Callable[[Spec], Trained]:
     """A tiny run of each model, trained once. Its files are to be read, not changed."""
 
     @functools.cache
-    def train(spec: Spec) -> Trained:
-        out = tmp_path_factory.mktemp("trained") / "out"
+    def trained(spec: Spec) -> Trained:
         flags = words(spec.flags, QUICK, "--steps 300 --eval-every 100 --lr 0.01 --seed 5")
         flags += words("--dataset", text_file)
-        result = run_script(ROOT / spec.folder / "train.py", *flags, "--out", out)
-        assert result.status == 0, result
+
+        def train(folder: Path) -> None:
+            result = run_script(ROOT / spec.folder / "train.py", *flags, "--out", folder / "out")
+            assert result.status == 0, result
+            (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+        folder = made_once(spec.folder, train)
+        result = Result(*json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        out = folder / "out"
         return Trained(out, out / "best.pt", out / "last.pt", flags, result)
 
-    return train
+    return trained
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory, trained_of: Callable, text_file: Path) -> Path:
-    """A copy of the checkout with a tiny trained model in each folder and a novel to read."""
-    house = tmp_path_factory.mktemp("readme") / "house"
-    unwanted = shutil.ignore_patterns(
-        "cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*"
-    )
-    shutil.copytree(ROOT, house, ignore=unwanted)
-    for model in MODELS:
-        shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
-    for folder in [house, *(house / model.folder for model in MODELS)]:
-        shutil.copy(text_file, folder / "my_novel.txt")
-    finetuned(house / MODELS[4].folder, text_file.parent)
-    return house
+def house(
+    tmp_path_factory: pytest.TempPathFactory, made_once: Callable, trained_of: Callable,
+    text_file: Path,
+) -> Path:  # fmt: skip
+    """A copy of the checkout with a tiny trained model in each folder and a novel to read.
+
+    Each process has its own, because the commands that run there write into it.
+    """
+
+    def build(place: Path) -> None:
+        house = place / "house"
+        unwanted = ("cache", "checkpoints", "__pycache__", "tests", ".*", "*.egg*")
+        shutil.copytree(ROOT, house, ignore=shutil.ignore_patterns(*unwanted))
+        for model in MODELS:
+            shutil.copytree(trained_of(model).out, house / model.folder / "checkpoints")
+        for folder in [house, *(house / model.folder for model in MODELS)]:
+            shutil.copy(text_file, folder / "my_novel.txt")
+        finetuned(house / MODELS[4].folder)
+
+    own = tmp_path_factory.mktemp("readme") / "house"
+    shutil.copytree(made_once("house", build) / "house", own)
+    return own
 
 
-def finetuned(folder: Path, texts: Path) -> None:
+def finetuned(folder: Path) -> None:
     """What a README of model 05 calls its fine-tuned models, tiny, in its checkpoints/."""
     from test_finetune_spam import some_messages  # which need this file
     from test_instructions import write_start
@@ -281,8 +328,7 @@ def finetuned(folder: Path, texts: Path) -> None:
         (checkpoints / name).mkdir()
         shutil.copy(start, checkpoints / name / "best.pt")
     rows = "".join(f"{label}\t{text}\n" for label, text in some_messages(150))
-    for place in (folder.parent, texts):
-        (place / "messages.tsv").write_text(rows, encoding="utf-8")
+    (folder.parent / "messages.tsv").write_text(rows, encoding="utf-8")
     shutil.copy(checkpoints / "best.pt", checkpoints / "base.pt")  # no other command replaces it
     for mode, out in (("all", "spam"), ("lora", "spam-lora")):  # what lora.py looks at
         flags = f"--checkpoint checkpoints/base.pt --train {mode} --epochs 1 --device cpu"

@@ -227,7 +227,7 @@ class Tab:
 
     def __init__(self, browser, settings: dict) -> None:
         self.page = browser.new_context(**settings).new_page()
-        self.page.set_default_timeout(5000)
+        self.page.set_default_timeout(60_000)  # ms; a busy machine takes its time
         self.wrong: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(message.text))

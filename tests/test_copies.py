@@ -20,7 +20,7 @@ SAME = {
     "train.py": {
         *["settle", "autocast", "evaluate_and_sample", "replacing", "restore", "set_aside"],
         *["keep_memory", "Stop", "steps_that_fit", "log", "verdict", "shown", "type_next"],
-        "answers_of",
+        *["answers_of", "kept_dice", "evaluate_every"],
     },
     "interactive.py": {"set_option"},
     "ngram.py": {"NGram", "unique_counts", "discounted", "ngram_loss"},
@@ -29,7 +29,7 @@ UP_TO = {  # the same in the first so many models
     3: {"train.py": {"learning_rate"}, "interactive.py": {"main"}},
     4: {
         "generate.py": {"load_checkpoint", "sample", "show", "add_sampling_flags"},
-        "train.py": {"save_checkpoint", "write_results", "compiled", "evaluate_every"},
+        "train.py": {"save_checkpoint", "write_results", "compiled"},
     },
 }
 MAY_DIFFER = {
@@ -73,6 +73,7 @@ MAY_DIFFER = {
         "hide": "model 04 can be trained to fill blanks",
         "learning_rate": "transformers are trained with a cosine",
         "loss_of": "targets that do not count differ",
+        "loss_on": "model 05 compiles the loss with the model",
         "evaluate": "how much past each prediction may see",
         "write_sample": "the length of a good sample",
         "estimate_memory": "what a model keeps for its gradients",
@@ -87,11 +88,11 @@ MAY_DIFFER = {
         "find_text": "a text of model 05 may be too large to be read",
         "evaluate_first": "model 05 has more to do in its loop",
         "averaged": "model 05 can average its weights",
-        "evaluate_every": "an evaluation of model 05 costs more",
         "save_checkpoint": "model 05 gathers what its processes have",
         "write_results": "of the processes of model 05 one writes",
         "compiled": "of the processes of model 05 each has a share",
         "init_from": "model 05 starts from weights that are there",
+        "resume_from": "model 05 has several kinds of checkpoints",
         "shortened": "model 05 starts from weights that are there",
         "write_checkpoint": "model 05 has several kinds of checkpoints",
         "share_of_peak": "model 05 says how well it uses a GPU",

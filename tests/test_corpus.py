@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import PATIENCE, ROOT, clock, environment
 
 from shared import UserError
 from shared.data.tales import write_corpus
@@ -110,9 +110,9 @@ def test_a_special_token_is_not_cut_even_where_it_overlaps_itself():
 
 def seconds(length: int, filler: str) -> float:
     text = filler * (length // len(filler))
-    start = time.perf_counter()
+    start = clock()
     chunks = list(read_chunks(text, ["a  b c"], size=10_000))
-    took = time.perf_counter() - start
+    took = clock() - start
     assert len(chunks) == 1
     return took
 
@@ -510,8 +510,8 @@ def gone(pid: int) -> bool:
 
 
 def soon(condition) -> bool:
-    """True as soon as the condition holds, False if it does not within ten seconds."""
-    end = time.monotonic() + 10
+    """True as soon as the condition holds, False if it does not within a minute."""
+    end = time.monotonic() + 60
     while not condition():
         if time.monotonic() > end:
             return False
@@ -544,8 +544,8 @@ def test_ctrl_c_ends_everything_at_once(tmp_path, to_all):
     time.sleep(0.2)  # until they are at work
     start = time.monotonic()
     (os.killpg if to_all else os.kill)(script.pid, signal.SIGINT)
-    out, err = script.communicate(timeout=20)
-    assert time.monotonic() - start < 5
+    out, err = script.communicate(timeout=PATIENCE)
+    assert time.monotonic() - start < 20
     assert script.returncode != 0 and out == ""
     assert err.count("Traceback") == 1  # the user's own
     assert err.splitlines()[-1] == "KeyboardInterrupt"
@@ -559,7 +559,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     assert soon(lambda: len(family(script.pid)) == 3)
     workers = family(script.pid)[1:]
     script.kill()
-    script.communicate(timeout=20)
+    script.communicate(timeout=PATIENCE)
     assert soon(lambda: all(map(gone, workers)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MODELS, assert_one_line_error, modules, printed_command
+from conftest import MODELS, assert_one_line_error, modules, printed_command, words
 from test_instructions import write_json, write_start
 from torch.nn import functional as F
 
@@ -26,7 +27,7 @@ def mods() -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def no_pictures(mods, monkeypatch) -> None:
     """Pictures take longer than tiny runs. A test in test_instructions.py draws one."""
-    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+    monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +48,14 @@ def prepared(mods, script: str, start: Path, out: Path, monkeypatch, flags: str 
 
 
 @pytest.mark.parametrize("flags", ["", "--lora --rank 2"])
-def test_the_loss_starts_at_ln_2(mods, start, tmp_path, monkeypatch, flags):
-    run = prepared(mods, "finetune_dpo", start, tmp_path, monkeypatch, flags)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_loss_starts_at_ln_2(mods, start, tmp_path, monkeypatch, flags, dropout):
+    """Also of a base with dropout: its dice are no difference between policy and reference."""
+    saved = mods.generate.read_checkpoint(start)
+    saved["config"]["dropout"] = dropout
+    mods.train.write_checkpoint(tmp_path / "start.pt", saved)
+    out = tmp_path / "out"
+    run = prepared(mods, "finetune_dpo", tmp_path / "start.pt", out, monkeypatch, flags)
     assert (run.reference is None) == bool(flags)
     chosen, rejected = mods.finetune_dpo.rewards(run, run.rows["train"][:4])
     assert chosen.tolist() == rejected.tolist() == [0.0] * 4
@@ -109,27 +116,39 @@ def test_with_adapters_gradients_reach_these_only(mods, start, tmp_path, monkeyp
 # ------------------------------------------------------------------------------ the reward model
 
 
-def test_the_reward_model_reads_the_last_real_token(mods, start):
-    body, _, _ = mods.generate.load_checkpoint(start)
-    model = mods.finetune_grpo.RewardModel(body).eval()
+def test_a_score_is_the_implicit_reward(mods, start, tmp_path, monkeypatch):
+    run = prepared(mods, "finetune_grpo", start, tmp_path, monkeypatch)
+    grpo = mods.finetune_grpo
+    rows = [mods.instruction_data.Row([5, 6, 7, 8], 2), mods.instruction_data.Row([5, 6, 9], 1)]
+    model, _, _ = mods.generate.load_checkpoint(start)
+    assert grpo.scores_of(run, model, rows).tolist() == [0, 0]  # the reference itself
     torch.nn.init.normal_(model.head.weight)
-    rows = [[5, 6, 7, 8], [5, 6]]
-    tokens, lengths = mods.finetune_spam.pad(rows, 320)
-    both = model(tokens, lengths)
-    for row, score in zip(rows, both, strict=True):
-        alone = model(torch.tensor([row]), torch.tensor([len(row)]))
-        torch.testing.assert_close(alone[0], score)
+    with torch.no_grad():
+        for row, score in zip(rows, grpo.scores_of(run, model, rows), strict=True):
+            own, other = (each(torch.tensor([row.tokens]))[0][0].log_softmax(-1)
+                          for each in (model, run.reference))  # fmt: skip
+            apart = sum(own[i - 1, row.tokens[i]] - other[i - 1, row.tokens[i]]
+                        for i in range(row.prompt, len(row.tokens)))  # fmt: skip
+            assert score.item() == pytest.approx(0.1 * float(apart), rel=1e-4)
 
 
-def test_bradley_terry_learns_the_pairs(mods, start, tmp_path, monkeypatch, capsys):
+def test_the_reward_model_learns_what_its_pairs_have_in_common(
+    mods, start, tmp_path, monkeypatch, capsys
+):
+    """In every pair the chosen reply says "fox", about things that are not in training."""
+    pair = mods.instruction_data.Pair
+    things = words("bell hat key lamp drum kite map rope spoon boot coat cup")
+    pairs = [pair(f"Tell me {word}.", "", f"{word} the fox.", f"{word} the owl.", {}, "")
+             for word in things]  # fmt: skip
+    data = SimpleNamespace(train=pairs[:8] * 8, valid=pairs[8:])
     run = prepared(mods, "finetune_grpo", start, tmp_path, monkeypatch, "--examples 8")
+    monkeypatch.setattr(mods.instruction_data, "load", lambda *_, **__: (data.train, data.valid))
+    before = {name: each.clone() for name, each in run.reference.state_dict().items()}
     model = mods.finetune_grpo.train_reward_model(run, batch_size=4)
-    assert "right about" in capsys.readouterr().out
+    assert "right about 100.0% of 4 validation pairs" in capsys.readouterr().out
     assert not any(each.requires_grad for each in model.parameters())
-    pairs = mods.instruction_data.load("tales", (8, 1, 1), run.args.seed, pairs=True).train
-    rows = mods.finetune_dpo.encode_pairs(pairs, run.tokenizer, "short", run.model.context)
-    margins = mods.finetune_grpo.margins(run, model, rows)
-    assert margins.abs().min() > 0  # it has an opinion; two steps do not make it right
+    after = run.reference.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 # ------------------------------------------------------------------------------------------ GRPO
@@ -254,6 +273,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
 
 def test_preferences_of_a_file(mods, run_main, start, tmp_path):
     path = write_json(tmp_path / "some.json", chosen="A fox.", rejected="An owl.")
+    rows = json.loads(path.read_text(encoding="utf-8"))  # and no "output": pairs need none
+    rows = [{key: row[key] for key in row if key != "output"} for row in rows]
+    path.write_text(json.dumps(rows), encoding="utf-8")
     result = run_main(mods.finetune_dpo, TINY, "--checkpoint", start, "--dataset", path, "--out",
                       tmp_path / "out")  # fmt: skip
     assert result.status == 0, result
@@ -266,12 +288,16 @@ def test_errors_are_one_line(mods, run_main, start, tmp_path):
     saved = mods.generate.read_checkpoint(start)
     mods.train.write_checkpoint(plain, {k: v for k, v in saved.items() if k != "template"})
     out, no_pairs = tmp_path / "out", write_json(tmp_path / "no.json")
+    short = tmp_path / "short.pt"
+    saved["config"] |= {"context": 12}
+    mods.train.write_checkpoint(short, saved)
     cases = [
         ("finetune_dpo", ["--checkpoint", plain], "knows no template"),
         ("finetune_dpo", ["--checkpoint", start, "--dataset", no_pairs], "chosen"),
         ("finetune_dpo", ["--beta", "0", "--lr", "x"], "--beta 0"),
         ("finetune_dpo", ["--resume", start], "no last.pt"),
         ("finetune_grpo", ["--checkpoint", plain], "knows no template"),
+        ("finetune_grpo", ["--checkpoint", short], "no prompt leaves room"),
         ("finetune_grpo", ["--group", "1"], "--group 1"),
         ("finetune_grpo", ["--reward", "money"], "--reward money"),
         ("finetune_grpo", ["--resume", start], "no last.pt"),

@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -388,13 +389,29 @@ def test_out_of_memory(spec, text_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    ],
+)
 def test_out_of_memory_while_training(train, text_file, monkeypatch, error):
     def failing(*args: object, **kwargs: object) -> None:
         raise error
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", failing)
     assert_one_line_error(train("--dataset", text_file), "memory", "--batch-size")
+
+
+def test_not_every_error_about_memory_is_a_lack_of_it(train, text_file, monkeypatch):
+    def failing(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", failing)
+    with pytest.raises(RuntimeError, match="illegal"):
+        train("--dataset", text_file)
 
 
 def spoil(patch: pytest.MonkeyPatch, call: int, how: Callable) -> None:
@@ -460,3 +477,15 @@ def test_real_processes_end_like_that_too(spec, tmp_path):
             run_script(folder / name, "--checkpoint", tmp_path / "bad.pt"), "bad.pt"
         )
     assert not (tmp_path / "out").exists()
+
+
+@copied("command")
+def test_streams_that_are_closed_are_empty(mods, monkeypatch):
+    """`python generate.py <&- >&- 2>&-`, or a program without a console, on Windows."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    said = []
+    mods.generate.command(lambda: said.append((sys.stdin.read(), print("to nobody"))))
+    assert said == [("", None)]
+    for name in ("stdin", "stdout", "stderr"):
+        getattr(sys, name).close()

@@ -341,6 +341,11 @@ def test_what_is_done_is_kept_and_not_done_again(mods, base, text_file, tmp_path
         pages = [(tmp_path / out / name).read_text(encoding="utf-8") for out in ("whole", "out")]
         assert pages[0] == pages[1]
     assert "as measured before" not in run(flags, "--seed 8").out  # other settings, all anew
+    text = tmp_path / "text.txt"
+    for sentence in ("A fox had a hat. ", "A hat had a fox. "):  # another text, all anew
+        text.write_text(sentence * 1500, encoding="utf-8")
+        done = run("--checkpoint", base, "--what perplexity --limit 2 --dataset", text, out="text")
+        assert done.status == 0 and "as measured before" not in done.out
 
 
 def spoiled(mods, path: Path, out: Path, noise: float) -> Path:
@@ -427,7 +432,7 @@ def test_obedience_is_that_of_finetune_instruct(mods, told, tmp_path, run, flags
 
 
 def test_files_of_adapters_are_loaded_on_their_base(mods, told, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+    monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
     flags = "--preset tiny --examples 8 --test 2 --lora --template short --lr 0.1"
     script = ROOT / FOLDER / "finetune_instruct.py"
     flags = words(flags, QUICK, "--checkpoint", told, "--out", tmp_path / "lora")

@@ -492,6 +492,60 @@ def test_a_file_in_chunks_is_encoded_like_the_text(kind, tmp_path, monkeypatch):
     assert ids.tolist() == ours(kind).encode(text, allowed_special="all")
 
 
+SETTINGS = {  # of SentencePiece's trainer: whether its model can be read
+    "Llama 2": ({}, True),
+    "no dummy": ({"add_dummy_prefix": False}, True),
+    "control": ({"control_symbols": ["<a>"]}, True),
+    "pieces of spaces": ({"allow_whitespace_only_pieces": True}, True),
+    "user's": ({"user_defined_symbols": ["<a>", "\n"], "add_dummy_prefix": False}, True),
+    "user's, dummy": ({"user_defined_symbols": ["<a>"]}, False),
+    "spaces behind": ({"treat_whitespace_as_suffix": True}, False),
+    "changed text": ({"normalization_rule_name": "nmt_nfkc"}, False),
+    "fewer spaces": ({"remove_extra_whitespaces": True}, False),
+    "no bytes": ({"byte_fallback": False}, False),
+    "unigram": ({"model_type": "unigram"}, False),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_tokenizer_model_gives_sentencepieces_ids_or_is_refused(name, tmp_path):
+    spm = pytest.importorskip("sentencepiece")
+    settings, readable = SETTINGS[name]
+    file, path = io.BytesIO(), tmp_path / "tokenizer.model"
+    given = dict(model_type="bpe", vocab_size=600, byte_fallback=True, minloglevel=2)
+    given |= dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
+    lines = iter(tales()[:30_000].splitlines())
+    spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=file, **given | settings)
+    path.write_bytes(file.getvalue())
+    if not readable:
+        with pytest.raises(UserError, match="only BPE"):
+            SentencePieceBPE.from_sentencepiece(path)
+        return
+    theirs = spm.SentencePieceProcessor(model_proto=file.getvalue())
+    mine, dice = SentencePieceBPE.from_sentencepiece(path), random.Random(1)
+    allowed = settings.get("user_defined_symbols", [])
+    parts = [
+        "",
+        " ",
+        "  ",
+        "▁",
+        "\n",
+        "the",
+        " fox",
+        "é",
+        "🦊",
+        "<a>",
+        "<s>",
+        "<0x41>",
+        "\0",
+        "\u200b",
+    ]
+    for text in [EXTRA, *("".join(dice.choices(parts, k=n % 12)) for n in range(500))]:
+        ids = mine.encode(text, allowed_special=allowed)
+        assert ids == theirs.encode(text)
+        assert mine.decode(ids) == theirs.decode(ids)
+
+
 def test_it_is_loaded_and_not_trained():
     with pytest.raises(UserError, match="BPETokenizer"):
         SentencePieceBPE.train("low lower", 300)

@@ -15,10 +15,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, QUICK, ROOT, assert_one_line_error, environment, modules, words
+from conftest import (
+    MODELS,
+    PATIENCE,
+    QUICK,
+    ROOT,
+    assert_one_line_error,
+    environment,
+    modules,
+    words,
+)
 from test_contract import golden_text
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shared import UserError
 
 SPEC = MODELS[4]
 FOLDER = ROOT / SPEC.folder
@@ -366,6 +377,27 @@ def test_a_run_with_muon_and_an_average_resumes_to_the_bit(mods, flags, run_main
     assert all(torch.equal(a, b) for a, b in means)
 
 
+def test_a_checkpoint_of_another_script_is_not_resumed(mods, trained, run_main, tmp_path):
+    whole = mods.generate.read_checkpoint(trained / "best.pt")
+    whole["instruct"] = whole.pop("settings")
+    mods.train.write_checkpoint(tmp_path / "tuned.pt", whole)
+    assert_one_line_error(run_main(mods.train, "--resume", tmp_path / "tuned.pt"), "--init-from")
+
+
+def test_a_short_validation_text_is_cut_into_no_more_pieces_than_its_length_asks_for(mods, model):
+    """40 predictions, context 16: three pieces, though sixteen fit into a batch."""
+    valid, args = some_tokens(41), SimpleNamespace(batch_size=16, accumulate=1, context=16)
+    about = dict(device="cpu", dtype=torch.float32, rank=0, world=1)
+    found = mods.train.evaluate(SimpleNamespace(model=model, valid=valid, args=args, **about))
+    nats = 0.0
+    with torch.inference_mode():
+        for start in (0, 14, 28):
+            piece = valid[start : start + 15]
+            logits, _ = model.eval()(piece[None, :-1])
+            nats += F.cross_entropy(logits[0], piece[1:], reduction="sum").item()
+    assert found == pytest.approx(nats / 40, abs=1e-5)
+
+
 def test_best_holds_the_average_and_last_the_weights_themselves(mods, flags, run_main, tmp_path):
     assert run_main(mods.train, flags, "--average 0.9", "--out", tmp_path / "out").status == 0
     last = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
@@ -421,7 +453,8 @@ def test_mfu_is_the_share_of_the_peak(mods, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "mentioned"),
     [
-        ("--heads 4 --kv-heads 3", "--kv-heads 3"),
+        ("--arch llama --heads 4 --kv-heads 3", "--kv-heads 3"),
+        ("--arch gpt --kv-heads 2", "--kv-heads"),
         ("--hidden-size 20 --heads 4", "--hidden-size 20"),
         ("--accumulate 3", "--accumulate 3"),
         ("--optimizer sgd", "--optimizer sgd"),
@@ -431,6 +464,19 @@ def test_settings_that_do_not_go_together(mods, flags, run_main, tmp_path, chang
     result = run_main(mods.train, flags, changes, "--out", tmp_path / "out")
     assert_one_line_error(result, mentioned)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_presets_vocabulary_belongs_to_its_own_tokenizer(mods, monkeypatch):
+    for flags, fits in (("", True), ("--tokenizer char", True), ("--tokenizer word", True),
+                        ("--tokenizer char --vocab-size 99", False)):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["train.py", *words("--preset gpt2", flags)])
+        args = mods.train.parse_args()
+        mods.train.settle(args, None)
+        if fits:
+            mods.train.check(args, 1)
+            continue
+        with pytest.raises(UserError, match="--vocab-size"):
+            mods.train.check(args, 1)
 
 
 # ----------------------------------------------------------------------------------- texts on disk
@@ -491,13 +537,22 @@ def torchrun(*parts: object, **more: object) -> subprocess.Popen:
     return subprocess.Popen([*command, FOLDER / "train.py", *words(*parts)], env=env, **pipes)
 
 
+@pytest.mark.parametrize(("device", "mentioned"), [("mps", "cpu"), ("cuda", "--nproc-per-node 1")])
+def test_every_process_needs_a_device_of_its_own(mods, monkeypatch, device, mentioned):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=mentioned):
+        mods.parallel.begin(device)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", ["--optimizer muon", "--optimizer adamw --parallel fsdp"])
 def test_two_processes_reach_the_losses_of_one(mods, flags, run_main, tmp_path, more):
     alone = more.replace("--parallel fsdp", "")
     assert run_main(mods.train, flags, alone, "--out", tmp_path / "one").status == 0
     process = torchrun(flags, more, "--accumulate 4", "--out", tmp_path / "two")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out.count("2 processes") == 1  # one of them prints
     torch.testing.assert_close(
@@ -516,19 +571,44 @@ def test_a_killed_worker_leaves_a_checkpoint_to_go_on_from(mods, flags, run_main
     try:
         last, began = tmp_path / "out" / "last.pt", time.monotonic()
         while not (last.exists() and weights_step(last) >= 10):
-            assert process.poll() is None and time.monotonic() - began < 90
+            assert process.poll() is None and time.monotonic() - began < PATIENCE
             time.sleep(0.2)
         children = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
     finally:
         process.kill()
     step = weights_step(last)
     result = run_main(mods.train, "--resume", last, "--steps", str(step + 2), "--eval-every 1")
     assert result.status == 0, result
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_and_resumed_equal_two_never_stopped(flags, tmp_path):
+    """To the bit, though each has dropout of its own."""
+    more = "--dropout 0.3 --steps 300 --eval-every 300 --save-every 5 --out"
+    whole, out = tmp_path / "whole", tmp_path / "two"
+    first = torchrun(flags, more, whole)
+    err = first.communicate(timeout=120)[1]
+    assert first.returncode == 0, err
+    process = torchrun(flags, more, out)
+    last, began = out / "last.pt", time.monotonic()
+    while not (last.exists() and weights_step(last) >= 10):
+        assert process.poll() is None and time.monotonic() - began < 90
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "to go on" in process.communicate(timeout=60)[0]
+    assert 10 <= weights_step(last) < 300
+    process = torchrun("--resume", last)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, err
+    one, two = (torch.load(path / "last.pt", weights_only=True) for path in (whole, out))
+    assert not torch.equal(one["rng"]["cpu"], one["others"][0]["cpu"])
+    for name, weight in one["model"].items():
+        assert torch.equal(weight, two["model"][name]), name
 
 
 def weights_step(path: Path) -> int:

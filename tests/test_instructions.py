@@ -27,7 +27,7 @@ def mods() -> SimpleNamespace:
 @pytest.fixture
 def no_pictures(mods, monkeypatch) -> None:
     """Pictures take longer than tiny runs. One test, in a process, draws them."""
-    monkeypatch.setattr(mods.finetune_instruct, "draw_losses", lambda *_, **__: None)
+    monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")
@@ -300,6 +300,9 @@ def test_only_adapters_learn_over_four_bits(mods, run_main, base, tmp_path):
                       tmp_path / "merged.pt")  # fmt: skip
     assert merged.status == 0, merged
     assert mods.generate.read_checkpoint(tmp_path / "merged.pt")["template"] == "alpaca"
+    found = mods.finetune_instruct.base_of(tmp_path / "merged.pt", "cpu").state_dict()
+    true = mods.generate.load_checkpoint(base)[0].state_dict()
+    assert all(torch.equal(found[name], true[name]) for name in true)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -353,7 +356,7 @@ def test_bits_per_char_of_a_model_that_knows_nothing(mods, base):
     with torch.no_grad():
         model.head.weight.zero_()
         model.pointer.gate.bias.fill_(-100.0)
-    texts = ["Once a fox.", "She had a hat."]
+    texts = ["Once a fox.", "She had a hat.", "A fox had a hat. " * 100]  # longer than the context
     expected = (
         sum(len(tokenizer.encode(text)) for text in texts)
         * torch.tensor(float(tokenizer.vocab_size)).log2()
@@ -408,7 +411,7 @@ def test_errors_are_one_line(mods, run_main, base, short_base, tmp_path):
         (["--checkpoint", base, "--dataset", bad], "no list of instructions"),
         (["--checkpoint", base, "--dataset", few], "too few"),
         (["--checkpoint", short_base], "no prompt leaves room"),
-        (["--resume", base], "no last.pt"),
+        (["--resume", base], "no last.pt of finetune_instruct.py"),
         (["--rank", "0", "--epochs", "x"], "--rank 0"),
         (["--checkpoint", base, "--targets", "nothing", "--lora"], "no layer is called"),
     ]
@@ -416,6 +419,7 @@ def test_errors_are_one_line(mods, run_main, base, short_base, tmp_path):
         result = run_main(mods.finetune_instruct, SMALL, arguments, "--out", out)
         assert_one_line_error(result, mentioned)
         assert not out.exists()
+    assert_one_line_error(run_main(mods.train, "--resume", base), "is fine-tuned")
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -424,6 +428,10 @@ def test_a_resumed_run_stays_as_it_was_begun(mods, run_main, base, tmp_path):
     for flags, mentioned in (("--template short", "alpaca"), ("--no-mask-instructions", "True")):
         result = run_main(mods.finetune_instruct, flags, "--resume", tmp_path / "last.pt")
         assert_one_line_error(result, "leave the flag out", mentioned)
+    result = run_main(
+        mods.finetune_instruct, "--resume", tmp_path / "last.pt", "--out", "elsewhere"
+    )
+    assert_one_line_error(result, "in its own folder")  # best.pt may be from before it was stopped
 
 
 def test_the_module_shows_and_writes(mods, run_main, tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import ROOT, Result, copied, environment, run_script
+from conftest import PATIENCE, ROOT, Result, copied, environment, run_script
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
 COMMANDS = ("/help", "/temperature", "/top-k", "/top-p", "/length", "/seed", "/reset", "/quit")
@@ -174,7 +174,7 @@ class Terminal:
     def __init__(self, handle: int, process: subprocess.Popen) -> None:
         self.handle, self.process, self.seen = handle, process, ""
 
-    def until(self, text: str, seconds: float = 30) -> str:
+    def until(self, text: str, seconds: float = PATIENCE) -> str:
         """Read until `text` appears; returns what came up to it."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -242,7 +242,7 @@ def test_in_a_terminal_with_ctrl_c_and_ctrl_d(spec, trained):
         screen.type("Once\n")
         screen.until("you > ")
         screen.type("\x04")
-        assert screen.process.wait(timeout=20) == 0
+        assert screen.process.wait(timeout=PATIENCE) == 0
 
 
 @copied("Stop", "command")
@@ -257,5 +257,5 @@ def test_training_in_a_terminal_shows_a_bar_and_ctrl_c_saves(spec, text_file, tm
         screen.type("\x03")
         said = screen.until("train.py --resume")
         assert "Traceback" not in said
-        assert screen.process.wait(timeout=20) == 128 + signal.SIGINT
+        assert screen.process.wait(timeout=PATIENCE) == 128 + signal.SIGINT
     assert (tmp_path / "last.pt").exists()

@@ -253,6 +253,11 @@ def test_merged_files_write_the_same_text(mods, base, tmp_path, run_main):
     merged, _, _ = mods.generate.load_checkpoint(out)
     x = torch.arange(6)[None]
     torch.testing.assert_close(merged(x)[0], model(x)[0], atol=1e-5, rtol=1e-5)
+    assert "optimizer" not in mods.generate.read_checkpoint(out)  # of a run that is another's
+    assert_one_line_error(run_main(mods.train, "--resume", out), "is fine-tuned")
+    for arguments in (["--checkpoint", path], ["--checkpoint", path, "--quantize", "int8"]):
+        assert_one_line_error(run_main(mods.generate, arguments), "merge them into a model")
+    assert_one_line_error(run_main(mods.lora, "--spectrum", [base, path]), "adapters only")
 
 
 # ---------------------------------------------------------------------------------- the spectrum

@@ -593,3 +593,32 @@ def test_the_picture_of_gradients_of_new_and_of_trained_models(run_main, trained
     far = run_main(MODS.show_gradients, checkpoints, "--reach 9999 --out", tmp_path / "none.png")
     assert_one_line_error(far, "--reach")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_gradients_of_a_text_longer_than_the_window_are_all_there():
+    """By another way: of a text in which no word comes twice, those of the rows of the table."""
+    model, tokens = make(window=3), list(range(9))
+    twin = make(window=3)
+    twin.head.weight = nn.Parameter(twin.head.weight.detach().clone())  # reading only
+    logits, _ = twin(torch.tensor([tokens[:-1]]))
+    F.cross_entropy(logits[:, -1], torch.tensor(tokens[-1:])).backward()
+    norms = twin.embedding.weight.grad[tokens[:-1]].norm(dim=1).flip(0)
+
+    class Numbers:
+        encode = staticmethod(lambda text: list(map(int, text.split())))
+
+    text = " ".join(map(str, tokens))
+    found = MODS.show_gradients.gradient_norms(model, Numbers, text, 8)
+    assert found == pytest.approx((norms / norms[0]).tolist(), rel=1e-4)
+
+
+def test_the_picture_of_attention_fits_the_window(run_main, tmp_path, text_file):
+    for window in (1, 7):
+        flags = [SPEC.flags, QUICK, "--steps 1 --window", str(window), "--dataset", text_file]
+        assert run_main(MODS.train, *flags, "--out", tmp_path).status == 0
+        picture = tmp_path / "picture.png"
+        how = ["--checkpoint", tmp_path / "last.pt", "--out", picture]
+        result = run_main(MODS.show_attention, *how)
+        assert picture.exists() == (window > 1), result
+        if window == 1:
+            assert_one_line_error(result, "--window")

@@ -214,6 +214,14 @@ def test_the_loss_of_the_table_is_the_cross_entropy(mods):
     assert found == pytest.approx(np.mean(expected), abs=1e-5)
 
 
+def test_a_part_of_a_large_text_is_its_beginning_or_its_end(mods, tmp_path):
+    path = tmp_path / "large.txt"
+    path.write_text("äbc" * 10, encoding="utf-8")  # four bytes each
+    assert mods.data.part_of(path, 5) == "äbc"  # not half a letter
+    assert mods.data.part_of(path, 7, end=True) == "bcäbc"
+    assert mods.data.part_of(path, 999) == mods.data.part_of(path, 999, end=True) == "äbc" * 10
+
+
 def test_errors_of_the_table_are_one_line(mods, run_main, tmp_path, trained_of, monkeypatch):
     monkeypatch.setattr(mods.quantize, "command", mods.generate.command, raising=False)
     monkeypatch.setitem(sys.modules, "generate", mods.generate)

@@ -349,6 +349,10 @@ def test_command_writes_a_file_whole_and_tells_the_floor(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_corpus_holds_one_tale_at_least() -> None:
+    assert write_corpus(1, 3)[0] == next(write_tales(3)).text + "\n" == write_corpus(0, 3)[0]
+
+
 def test_command_lists_probes() -> None:
     done = command("--probes", 5)
     assert done.returncode == 0 and done.stdout.count("answer ") == 5

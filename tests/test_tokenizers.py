@@ -13,6 +13,7 @@ import torch
 
 from shared import UserError
 from shared.utils.tokenizers import CharTokenizer, tokenizer_from_state_dict
+from shared.utils.visualize import TRAINERS
 
 
 def random_text(seed: int, length: int = 200) -> str:
@@ -76,6 +77,16 @@ def test_many_unknown_characters_make_no_long_message():
 def test_ids_out_of_range_are_refused(ids):
     with pytest.raises(UserError, match="0 to 2"):
         CharTokenizer.train("abc").decode(ids)
+
+
+@pytest.mark.parametrize("train", [CharTokenizer.train, *TRAINERS.values()])
+@pytest.mark.parametrize("index", [-1, 10**6])
+def test_a_stream_refuses_ids_out_of_range_too(train, index):
+    """Python takes -1 for the last token: a slip would be a wrong text, not an error."""
+    size = () if train == CharTokenizer.train else (300,)
+    stream = train("low lower lowest", *size).decode_stream([0, index])
+    with pytest.raises(UserError, match="out of range"):
+        list(stream)
 
 
 @pytest.mark.parametrize("text", ["", "aa"])

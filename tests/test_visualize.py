@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import struct
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script
+from conftest import ROOT, Result, assert_one_line_error, run_script, words
 
 from shared import UserError
 from shared.data.tales import write_corpus
@@ -69,6 +70,12 @@ def test_the_loss_picture_shows_what_it_is_given(tmp_path):
     assert len(pictures) == 3
 
 
+def test_the_loss_picture_takes_any_name_of_a_file(tmp_path):
+    for title in ("on my$x_{$.txt", "on 雪.txt"):
+        visualize.plot_loss(HISTORIES["usual"], tmp_path / "p", title, 1.44)
+        assert size_of_png(tmp_path / "p") == (960, 600)
+
+
 def test_curves_of_several_models_are_drawn(tmp_path):
     curves = {"RNN": [(0, 6.0), (10, 3.0), (100, 2.1)], "GPT": [(5, 2.5)]}
     pictures = set()
@@ -123,7 +130,7 @@ def test_a_damaged_table_is_refused_by_name(tmp_path, name):
     assert not (tmp_path / "r.png").exists()
 
 
-def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.csv").write_bytes(DAMAGED["another table"])
     for flags in (
         ["recall", tmp_path / "none.csv"],
@@ -137,15 +144,29 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
         ["tokens", ["--text", ""]],
         ["compression", "--dataset", tmp_path / "none.txt"],
     ):
-        result = run_script(SCRIPT, *flags, cwd=tmp_path)
-        assert_one_line_error(result)
+        monkeypatch.setattr(sys, "argv", ["visualize.py", *words(*flags)])
+        assert_one_line_error(Result(visualize.main(), *capsys.readouterr()))
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.csv"]
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "a.csv").write_text(HEADER + ROWS, encoding="utf-8")
     result = run_script(SCRIPT, "recall", tmp_path / "a.csv", "--out", tmp_path / "no" / "r.png")
-    assert_one_line_error(result, "r.png")
+    assert_one_line_error(result, "cannot write", "r.png", "no such folder")
+
+
+def test_a_picture_is_refused_before_the_work_and_after_it(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "c.png"
+    monkeypatch.setattr(sys, "argv", ["visualize.py", "compression", "--out", str(tmp_path)])
+    monkeypatch.setattr(visualize, "load_text", None)  # not called
+    assert_one_line_error(Result(visualize.main(), *capsys.readouterr()), "a folder")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr(visualize, "plot_recall", full)
+    monkeypatch.setattr(sys, "argv", ["visualize.py", "recall", "a.csv", "--out", str(out)])
+    assert_one_line_error(Result(visualize.main(), *capsys.readouterr()), "c.png", "No space")
 
 
 # ------------------------------------------------------------------------- where tokens are cut

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from conftest import MODELS, modules
+from conftest import MODELS, assert_one_line_error, modules
 
 SPEC = MODELS[1]
 
@@ -91,3 +93,14 @@ def test_recall_is_measured_where_all_answers_are_unknown_words(mods, run_main, 
     result = run_main(mods.train, flags, tmp_path)
     assert result.status == 0, result
     assert (tmp_path / "recall.csv").stat().st_size > 10_000
+
+
+def test_a_model_of_few_words_has_no_map(mods, run_main, tmp_path):
+    names = ["".join(pair) for pair in itertools.product("bdfgk", "aeiou", "lmnr")]
+    (tmp_path / "text.txt").write_text(" ".join(30 * names[:20]), encoding="utf-8")
+    flags = ["--preset tiny --context 4 --steps 2 --device cpu --dtype float32 --dataset"]
+    assert run_main(mods.train, *flags, tmp_path / "text.txt", "--out", tmp_path).status == 0
+    picture = tmp_path / "map.png"
+    how = ["--checkpoint", tmp_path / "last.pt", "--out", picture]
+    assert_one_line_error(run_main(mods.embeddings, *how), "too few words")
+    assert not picture.exists()

@@ -494,17 +494,13 @@ def build(file: File, urls: list[str], path: Path) -> None:
 
 def unpack(urls: list[str], parts: list[Path], file: File, new: Path) -> None:
     """Write `new` from what was fetched: as it is, a zip's member, or Parquet rows."""
-    member = urlsplit(urls[0]).fragment
     with new.open("wb") as out:
-        if member:
-            try:
-                with zipfile.ZipFile(parts[0]) as archive, archive.open(member) as inside:
-                    out.write(inside.read(file.size + 1))  # a bomb bursts here, not on the disk
-            except (zipfile.BadZipFile, KeyError, EOFError) as error:
-                raise SourceError(f"{address(urls[0])} is not a zip with {member}") from error
+        if urlsplit(urls[0]).fragment:
+            out.write(read_member(parts[0], urls[0], file.size + 1))
         elif urls[0].endswith(".parquet"):
             for part in parts:
-                write_rows(part, file.row, out)
+                for rows in read_rows(part):
+                    out.write("".join(map(file.row, rows)).encode())
         else:
             with parts[0].open("rb") as whole:
                 shutil.copyfileobj(whole, out)
@@ -512,8 +508,18 @@ def unpack(urls: list[str], parts: list[Path], file: File, new: Path) -> None:
         os.fsync(out.fileno())  # before the rename, or a power cut could leave an empty file
 
 
-def write_rows(parquet: Path, row: Callable[[str], str], out: IO[bytes]) -> None:
-    """Append the column `text` of a Parquet file, a thousand rows in memory at a time.
+def read_member(archive: Path, url: str, most: int) -> bytes:
+    """The first `most` bytes of the member that URL#member names: a bomb bursts here."""
+    member = urlsplit(url).fragment
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as inside:
+            return inside.read(most)
+    except Exception as error:  # zipfile raises a dozen kinds where bytes are damaged
+        raise SourceError(f"{address(url)} is not a zip with {member}") from error
+
+
+def read_rows(parquet: Path) -> Iterator[list[str]]:
+    """The column `text` of a Parquet file, up to a thousand rows at a time.
 
     pyarrow comes with `datasets`, which reads Parquet through it too; but its streaming reader
     loads ahead: on 290 MB it held 490 MB, this holds 31 (one row group).
@@ -527,10 +533,9 @@ def write_rows(parquet: Path, row: Callable[[str], str], out: IO[bytes]) -> None
             with tqdm(desc=parquet.name, total=size, unit=" rows", disable=None) as bar:
                 for group in range(table.num_row_groups):
                     for batch in table.iter_batches(1000, [group], columns=["text"]):
-                        rows = batch.column(0).to_pylist()
-                        out.write("".join(row(each or "") for each in rows).encode())
-                        bar.update(len(rows))
-    except (pyarrow.ArrowException, IndexError) as error:  # IndexError: no such column
+                        yield [each or "" for each in batch.column(0).to_pylist()]
+                        bar.update(len(batch))
+    except Exception as error:  # damaged bytes: ArrowException, OSError, UnicodeDecodeError, ...
         raise SourceError(f"{parquet.name} is not Parquet with a column `text`") from error
 
 

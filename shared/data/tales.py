@@ -1106,7 +1106,7 @@ def write_tales(seed: int = 0, split: str = "train") -> Iterator[Tale]:
 def _corpus_parts(characters: int, seed: int, split: str) -> Iterator[tuple[str, float]]:
     """(text, bits) of one tale after the other, each text with the separator before it."""
     rng, total = random.Random(seed), 1  # the newline at the end
-    while total < characters:
+    while total < max(2, characters):  # one tale at least
         draft = _draft(rng, split)
         text = ("\n\n" if total > 1 else "") + "".join(draft.pieces)
         total += len(text)

@@ -109,7 +109,8 @@ def plot_loss(
         line(axes, baseline[1], f"{baseline[0]} {baseline[1]:.3f}", ORANGE)
     if floor is not None:
         line(axes, floor / bits_per_nat, f"entropy floor {floor / bits_per_nat:.3f}", GREEN)
-    axes.set(title=title, xlabel="training tokens", ylabel="loss, nats per token")
+    axes.set(title=drawable(title), xlabel="training tokens", ylabel="loss, nats per token")
+    axes.title.set_parse_math(False)  # a file's name may hold dollars
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
     axes.secondary_yaxis(
         "right", functions=(lambda y: y * bits_per_nat, lambda y: y / bits_per_nat)
@@ -765,6 +766,9 @@ def passage(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):  # said before the work
+        why = "a folder" if args.out.is_dir() else "no such folder"
+        raise UserError(f"cannot write {args.out} ({why}): name another file")
     if args.command == "recall":
         plot_recall(args.recall, args.out)
         return
@@ -793,8 +797,12 @@ def main() -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # what is read has errors of its own
+        why = f"cannot write {error.filename} ({error.strerror}): name another file"
+        print(f"error: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 5
 
 30 M parameters, context 512, one text, from its first token to the last, in float32 (ours also as
-`generate.py --dtype bfloat16` writes), in turns; the median counts. Needs transformers; nanoGPT (a
-clone of its repository) is left out if not given.
+`generate.py --dtype bfloat16` writes, theirs also in bfloat16), in turns; the median counts. Needs
+transformers; nanoGPT (a clone of its repository) is left out if not given.
 """
 
 from __future__ import annotations
@@ -88,14 +88,20 @@ def main() -> None:
         torch.nn.init.normal_(weight, std=0.05)
     tokens, start = torch.randint(VOCAB, (1, 64)), torch.zeros(1, 1, dtype=torch.int64)
     twin, small = hugging_face(gpt), copy.deepcopy(gpt).bfloat16()
+    small_twin = copy.deepcopy(twin).bfloat16()
+
+    def theirs(twin: torch.nn.Module) -> None:
+        twin.generate(
+            start, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=True, top_k=200,
+            temperature=0.8,
+        )  # fmt: skip
+
     ways: dict[str, Callable[[], object]] = {
         "model 05": lambda: list(generate(gpt, [0], TOKENS, 0.8, 200)),
         "in bfloat16": lambda: list(generate(small, [0], TOKENS, 0.8, 200)),
-        "Hugging Face": lambda: twin.generate(
-            start, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=True, top_k=200,
-            temperature=0.8,
-        ),
-    }  # fmt: skip
+        "Hugging Face": lambda: theirs(twin),
+        "its bfloat16": lambda: theirs(small_twin),
+    }
     with torch.inference_mode():
         expected = gpt(tokens)[0]
         torch.testing.assert_close(twin(tokens).logits, expected, atol=1e-4, rtol=1e-4)

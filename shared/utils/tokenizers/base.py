@@ -32,12 +32,13 @@ class Tokenizer(ABC):
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids that arrive one at a time, each piece as soon as it is certain.
 
-        The pieces add up to `decode(ids)`, and no piece holds half a character.
+        The pieces add up to `decode(ids)`, and no piece holds half a character. Raises UserError
+        for an id out of range.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids. Raises UserError for an id out of range."""
-        return "".join(self.decode_stream(self.checked(ids)))
+        return "".join(self.decode_stream(ids))
 
     def token_text(self, index: int) -> str:
         """One token as a reader should see it, for pictures and tables."""

@@ -157,7 +157,8 @@ def check_special(special_tokens: Collection[str]) -> Collection[str]:
     for text in special_tokens:
         if not isinstance(text, str) or not text or re.search("[\ud800-\udfff]", text):
             raise UserError(f"{text!r} cannot be a special token: give a text like '<|endoftext|>'")
-    if isinstance(special_tokens, str) or len(set(special_tokens)) < len(special_tokens):
+    unordered = isinstance(special_tokens, str | set | frozenset)  # ids are given in order
+    if unordered or len(set(special_tokens)) < len(special_tokens):
         raise UserError("special_tokens must be a list of different texts")
     return special_tokens
 

@@ -629,6 +629,7 @@ def written_pre_tokenizer(tokenizer: BPETokenizer) -> dict:
 # ---------------------------------------------------------------------------------------------
 
 NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
+SPECIAL = (UNKNOWN_PIECE, CONTROL, USER_DEFINED)
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
@@ -666,7 +667,8 @@ def read_sentencepiece(path: Path) -> dict:
 
     Raises UserError for a missing or damaged file, and for what is not supported: only BPE with
     bytes, on the text as it is, as Llama 2's. No merges are stored: any two pieces that make a
-    third are one, and the third's score says when.
+    third are one, and the third's score says when. Pieces that its user defined are special
+    tokens here; with a dummy prefix, which they would get as well, they are refused.
     """
     try:
         data = path.read_bytes()
@@ -685,7 +687,10 @@ def read_sentencepiece(path: Path) -> dict:
             raise ValueError
     except (LookupError, ValueError, TypeError, AttributeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged or no tokenizer.model: take a whole file") from None
-    if trainer.get(3) != 2 or not trainer.get(35) or normalizer.get(2) or normalizer.get(4, 1):
+    kinds, dummy = {kind for *_, kind in pieces}, normalizer.get(3, 1)
+    strange = trainer.get(24) or UNUSED in kinds or (dummy and USER_DEFINED in kinds)
+    unchanged = not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
+    if trainer.get(3) != 2 or not trainer.get(35) or strange or not unchanged:
         raise UserError(
             f"{path}: only BPE with byte fall-back on unchanged text is supported: take another"
         )
@@ -696,10 +701,9 @@ def read_sentencepiece(path: Path) -> dict:
             pairs = [(vocab[a], vocab[b]) for a, b in cuts if a in vocab and b in vocab]
             merges += [(-score, pair) for pair in sorted(pairs)]
     merges.sort(key=lambda merge: merge[0])
-    special = (UNKNOWN_PIECE, CONTROL, USER_DEFINED)
     return {
         "tokens": list(vocab),
         "merges": [pair for _, pair in merges],
-        "special_tokens": {text: vocab[text] for text, _, kind in pieces if kind in special},
-        "prefix": "prepend" if normalizer.get(3, 1) else "never",
+        "special_tokens": {text: vocab[text] for text, _, kind in pieces if kind in SPECIAL},
+        "prefix": "prepend" if dummy else "never",
     }

@@ -119,7 +119,7 @@ class SentencePieceBPE(BPETokenizer):
         Byte tokens side by side that are no UTF-8 become U+FFFD, one for each, as in the
         `tokenizers` library.
         """
-        return "".join(self.decode_stream(self.checked(ids)))
+        return "".join(self.decode_stream(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids that arrive one at a time; bytes wait for the next token of another kind.

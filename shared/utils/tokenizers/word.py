@@ -224,6 +224,7 @@ class WordTokenizer(Tokenizer):
         """
         state = LINE_START
         for index in ids:
+            self.checked([index])
             kind = self._kinds[index]
             space = wants_space(state, kind)
             state = advance(state, kind, space)

@@ -11,7 +11,7 @@ Training starts from single characters and joins pairs, as BPE does. Schuster & 
 ("Japanese and Korean voice search") join the pair that makes the text most likely; tutorials give
 that as count(ab) / (count(a) count(b)). Mere counting, as in BPE and in Hugging Face's trainer,
 leaves fewer tokens and is done here. Characters per token of the last 10 % of a text in lower
-case, trained on the rest, pieces a and b of n (pytest -k compresses_best -s):
+case, trained on the rest, pieces a and b of n (pytest -n 0 -s -k compresses_best):
 
                                                   Tiny Shakespeare     WikiText-2 valid
                                    vocabulary     2,000     8,000      2,000     8,000
@@ -284,7 +284,7 @@ class WordPieceTokenizer(Tokenizer):
         """
         state = LINE_START
         for index in ids:
-            token = self.tokens[index]
+            token = self.tokens[self.checked([index])[0]]
             if token.startswith(GOES_ON) and token != GOES_ON:
                 state = LOOSE, state[1]
                 yield token.removeprefix(GOES_ON)
