@@ -96,10 +96,10 @@ def test_characters_that_a_tokenizer_does_not_know_are_left_out(mods):
 
 def test_batches_hold_every_message_once(mods):
     lengths = Random(0).choices(range(1, 200), k=333)
-    found = mods.finetune_spam.batches(lengths, 16, np.random.default_rng(0))
+    found = mods.tuning.batches(lengths, 16, np.random.default_rng(0))
     assert sorted(i for batch in found for i in batch) == list(range(333))
     assert len(found) == -(-333 // 16) and max(map(len, found)) == 16
-    again = mods.finetune_spam.batches(lengths, 16, np.random.default_rng(0))
+    again = mods.tuning.batches(lengths, 16, np.random.default_rng(0))
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
 
 
