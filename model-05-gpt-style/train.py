@@ -37,7 +37,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import data
@@ -79,9 +78,9 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
         weight_decay=0.5, average=0.0, minutes=4.0,
     ),
     "full": dict(
-        tokenizer="char", arch="llama", hidden_size=384, layers=6, dropout=0.2, heads=6,
-        copy="none", optimizer="muon", batch_size=64, accumulate=1, context=256, lr=0.006,
-        weight_decay=0.1, average=0.0, epochs=20.0,
+        tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.0, heads=4,
+        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.005,
+        weight_decay=1.0, average=0.0, epochs=6.0,
     ),
     "gpt2": dict(
         tokenizer="bpe", vocab_size=50304, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
@@ -704,7 +703,7 @@ def train_step(run: Run, forward: Callable) -> float:
         # (3) forward, loss
         parallel.synchronize(run.shared, part == run.args.parts - 1)
         with autocast(run):
-            loss = forward(inputs, targets) / run.args.parts
+            loss = forward(run, inputs, targets) / run.args.parts
         total += loss.detach()
 
         # (4) backward, clip: one wild batch must not throw the weights far away
@@ -743,7 +742,7 @@ def evaluate_first(run: Run) -> None:
 def train(run: Run) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, times, saved = run.args, [], time.perf_counter()
-    forward = compiled(run) if args.compile else partial(loss_on, run)
+    forward = compiled(run) if args.compile else loss_on
     quiet = True if run.rank else None  # None: where there is no terminal
     bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=quiet)
     with Stop() as stop, bar:
@@ -827,14 +826,14 @@ def compiled(run: Run) -> Callable:
     With the loss compiled as well, the logits of a large vocabulary need not be written in 32 bits.
     """
     try:
-        forward = torch.compile(partial(loss_on, run))
+        forward = torch.compile(loss_on)
         with kept_dice(run), autocast(run):
-            forward(*get_batch(run)).backward()
+            forward(run, *get_batch(run)).backward()
         return forward
     except Exception as error:  # whatever a compiler may meet on a machine, eager mode works
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         print(f"--compile does not work here, going on without ({reason[:100]})")
-        return partial(loss_on, run)
+        return loss_on
     finally:
         run.optimizer.zero_grad()
 

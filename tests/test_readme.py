@@ -150,12 +150,13 @@ def follow(
     spec = next((model for model in MODELS if model.folder == script.parent.name), None)
     arguments = quick(script.name, arguments[1:], spec, house / "my_novel.txt")
     stdin = "Once\n/quit\n"
-    if spec is None or FIRST[script.name] == (readme, command):
+    module = spec and getattr(modules(str(script.parent)), script.stem)
+    if FIRST[script.name] == (readme, command) or not hasattr(module, "command"):
         result = run_script(script, arguments, cwd=cwd, stdin=stdin)
     else:  # two seconds faster
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        result = run_main(getattr(modules(str(script.parent)), script.stem), arguments)
+        result = run_main(module, arguments)
     hub = {"--pretrained", "--init-from"} & set(arguments)
     if (script.name == "download.py" or hub) and result.status == 2:  # offline: only that
         lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
