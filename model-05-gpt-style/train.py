@@ -75,7 +75,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
     "small": dict(
         tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.0, heads=4,
         copy="none", optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.005,
-        weight_decay=0.5, average=0.0, minutes=4.0,
+        weight_decay=0.5, average=0.0, minutes=3.75,
     ),
     "full": dict(
         tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.0, heads=4,

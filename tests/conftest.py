@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ from typing import NamedTuple
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it; the tests' models are tiny
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`: Ctrl-C must work in tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
