@@ -953,7 +953,7 @@ def main() -> None:
     elsewhere = not run.args.resume or not run.out.samefile(generate.find(run.args.resume).parent)
     if elsewhere and not run.rank:
         set_aside(run.out)
-    if elsewhere or not (run.out / "best.pt").exists():
+    if parallel.everyones(elsewhere or not (run.out / "best.pt").exists())[0]:  # one disk decides
         run.best = math.inf  # so that the next evaluation writes one
     stopped = train(run)
     if stopped:
