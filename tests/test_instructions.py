@@ -395,7 +395,9 @@ def test_one_talks_to_the_result(base, tmp_path):
         stdin="Tell a tale of a fox.\nTell a story.\n/undo\n/quit\n",
     )  # fmt: skip
     assert result.status == 0 and result.err == "", result
-    assert "Tell it what to do" in result.out and "Instruction" not in result.out
+    assert "Tell it what to do" in result.out
+    for shown_again in ("### Instruction", "Tell a tale of a fox."):
+        assert shown_again not in result.out, result
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -437,12 +439,12 @@ def test_a_resumed_run_stays_as_it_was_begun(mods, run_main, base, tmp_path):
 def test_the_module_shows_and_writes(mods, run_main, tmp_path):
     shown = run_main(mods.instruction_data, "--examples 1 --template short")
     assert shown.status == 0 and "broken: Check" in shown.out and "<|user|>" in shown.out
-    path = tmp_path / "base.txt"
+    path = tmp_path / "new" / "base.txt"
     written = run_main(mods.instruction_data, "--size 20000 --base", path)
     assert written.status == 0 and path.read_text().count("<|endoftext|>") > 15
-    assert list(tmp_path.iterdir()) == [path]
-    missing = run_main(mods.instruction_data, "--base", tmp_path / "no" / "base.txt")
-    assert_one_line_error(missing, "no")
+    assert list(path.parent.iterdir()) == [path]
+    no_folder = run_main(mods.instruction_data, "--size 20000 --base", path / "base.txt")
+    assert_one_line_error(no_folder, "base.txt")
 
 
 def test_dice_are_the_same_for_the_same_seed(mods):
