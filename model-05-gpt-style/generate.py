@@ -268,8 +268,8 @@ def sample(
 
     temperature 0 takes the likeliest token, 1 draws from the model's own distribution, more
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
-    the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020), and
-    min_p > 0 those with at least that share of the likeliest one's (Nguyen et al. 2024).
+    the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
+    min_p > 0 keeps those with at least that share of the likeliest one's (Nguyen et al. 2024).
     """
     logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
