@@ -256,7 +256,8 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))
     for _ in range(length):
-        token = sample(logits[:, -1], temperature, top_k, top_p, generator)  # (1, 1)
+        scores = logits[:, -1]
+        token = sample(scores, temperature, top_k, top_p, generator)  # (1, 1)
         yield token.item()
         logits, state = model(token.to(device), state)
 

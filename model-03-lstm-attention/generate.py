@@ -257,9 +257,10 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))
     for _ in range(length):
+        scores = logits[:, -1]
         if never is not None:
-            logits[:, -1, never] = -torch.inf
-        token = sample(logits[:, -1], temperature, top_k, top_p, generator)  # (1, 1)
+            scores[:, never] = -torch.inf
+        token = sample(scores, temperature, top_k, top_p, generator)  # (1, 1)
         yield token.item()
         logits, state = model(token.to(device), state)
 

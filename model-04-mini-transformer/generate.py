@@ -36,7 +36,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from looking import MASK, bars, blanks, check_drawable, draw_attention, fill
+from blanks import MASK, check_causal, show_fill
+from looking import check_drawable, draw_attention, set_context
 from model import MiniTransformer as Model
 from torch import Tensor
 
@@ -263,9 +264,10 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))
     for _ in range(length):
+        scores = logits[:, -1]
         if never is not None:
-            logits[:, -1, never] = -torch.inf
-        token = sample(logits[:, -1], temperature, top_k, top_p, generator)  # (1, 1)
+            scores[:, never] = -torch.inf
+        token = sample(scores, temperature, top_k, top_p, generator)  # (1, 1)
         yield token.item()
         logits, state = model(token.to(device), state)
 
@@ -273,39 +275,6 @@ def generate(
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
     return "transformer" + " + pointer" * (config["copy"] == "pointer")
-
-
-def show_fill(model: Model, tokenizer: Tokenizer, text: str) -> None:
-    """Print what could stand for each [MASK] of a text. Raises UserError."""
-    tokens = blanks(tokenizer, text)
-    if None not in tokens:
-        raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
-    if tokens[0] is None:
-        tokens = [*opening(tokenizer), *tokens]
-    if len(tokens) > model.context:
-        raise UserError(f"{len(tokens)} tokens, but the model sees {model.context}: shorten it")
-    for number, p in enumerate(fill(model, tokens), start=1):
-        print(f"{MASK} {number}\n{bars(tokenizer, p)}")
-
-
-def check_causal(model: Model) -> None:
-    """Raises UserError for a model that cannot write."""
-    if not model.causal:
-        raise UserError(
-            "a masked model fills blanks, and cannot write: use --fill, or train with "
-            "--objective causal"
-        )
-
-
-def set_context(model: Model, context: int) -> None:
-    """Let the model see more or fewer tokens than in training. Raises UserError."""
-    most = model.config["context"]
-    if model.positions == "learned" and context > most:
-        raise UserError(
-            f"--context {context}: this model has learned the positions of {most} tokens and no "
-            "more; rope, alibi, sinusoidal and none have no such end"
-        )
-    model.context = context
 
 
 def remember(tokens: Iterator[int], written: list[int]) -> Iterator[int]:
@@ -365,7 +334,7 @@ def main() -> None:
     if args.fill is not None and args.attention:
         raise UserError("--fill and --attention: give one of them")
     if args.fill is not None:
-        show_fill(model, tokenizer, args.fill)
+        show_fill(model, tokenizer, args.fill, opening(tokenizer))
         return
     check_causal(model)
     if args.attention:

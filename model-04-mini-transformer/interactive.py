@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from pathlib import Path
 
 import torch
+from blanks import MASK, check_causal
 from generate import (
-    MASK,
     Arguments,
     add_device_flag,
     add_sampling_flags,
-    bars,
-    check_causal,
     command,
-    draw_attention,
-    fill,
     find,
     generate,
     load_checkpoint,
@@ -33,8 +28,8 @@ from generate import (
     pick_device,
     remember,
     show,
-    show_fill,
 )
+from looking import look
 
 from shared import UserError
 
@@ -96,22 +91,6 @@ def reply(model, tokenizer, line: str, options: dict, turns: list[list[int]]) ->
     print("\n")
 
 
-def look(model, tokenizer, line: str, turns: list[list[int]]) -> None:
-    """Carry out /top, /attention FILE, or show what could stand for the [MASK]s of a line."""
-    said = turns[-1] or opening(tokenizer)
-    try:
-        if line == "/top":
-            check_causal(model)
-            print(bars(tokenizer, fill(model, [*said, None])[0]))
-        elif line.startswith("/attention"):
-            path = Path(line.removeprefix("/attention").strip() or "attention.html")
-            print("  " + draw_attention(model, tokenizer, said, path))
-        else:
-            show_fill(model, tokenizer, line)
-    except (UserError, OSError) as error:
-        print(f"error: {error}")
-
-
 def main() -> None:
     parser = Arguments("Write together with a trained model.", "interactive.py")
     parser.text("--checkpoint", "what to write with", "checkpoints/best.pt")
@@ -143,7 +122,7 @@ def main() -> None:
             left = " / ".join(tokenizer.decode(turns[-1])[-60:].splitlines())
             print(f"  ... {left}" if left else "  nothing is left")
         elif line.strip() == "/top" or line.startswith("/attention") or MASK in line:
-            look(model, tokenizer, line.strip(), turns)
+            look(model, tokenizer, line.strip(), turns[-1], opening(tokenizer))
         elif line.startswith("/"):
             print(set_option(parser, options, line.strip()))
         else:

@@ -36,6 +36,7 @@ from pathlib import Path
 import generate
 import numpy as np
 import torch
+from blanks import MASK, guesses, hide
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from model import COPY, PARTS, POSITIONS
 from ngram import NGram
@@ -303,20 +304,6 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor]:
     return inputs.to(run.device), targets.to(run.device)
 
 
-def hide(tokens: Tensor, mask_id: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hide 15 % of the tokens (Devlin et al. 2019): (B, T) -> inputs, targets (B, T)
-
-    Of these 80 % become [MASK], 10 % any token, 10 % stay: so the model may trust none of them.
-    Targets are the tokens that were hidden, and -100, which does not count, everywhere else.
-    """
-    dice = torch.rand(tokens.shape, generator=random)
-    dice.view(-1)[dice.argmin()] *= 0.15  # one at least: the mean over none is no number
-    other = torch.randint(mask_id, tokens.shape, generator=random)
-    inputs = tokens.masked_fill(dice < 0.12, mask_id)
-    inputs = torch.where((dice >= 0.12) & (dice < 0.135), other, inputs)
-    return inputs, tokens.masked_fill(dice >= 0.15, -100)
-
-
 # ---------------------------------------------------------------------------------- evaluation
 
 
@@ -358,21 +345,14 @@ def evaluate(run: Run) -> float:
 
 
 def write_sample(run: Run, length: int = 80) -> str:
-    """What the model writes now, from the start of a line, with dice of its own; a masked model
-    fills in the beginning of the validation text."""
+    """What the model writes now, from the start of a line, with dice of its own."""
+    if run.args.objective == "masked":  # it cannot write: the beginning of the validation text
+        return guesses(run.model, run.tokenizer, run.valid[:length].tolist())
     run.model.eval()
-    if run.args.objective == "masked":
-        tokens = run.valid[:length].tolist()
-        hidden = [None if i % 8 == 4 else token for i, token in enumerate(tokens)]
-        guesses = [int(p.argmax()) for p in generate.fill(run.model, hidden)]
-        pairs = zip(tokens[4::8], guesses, strict=False)  # the right one, and the guess
-        names = (map(run.tokenizer.token_text, pair) for pair in pairs)
-        text = "  ".join("/".join(map(visualize.visible, pair)) for pair in names)
-    else:
-        prompt = generate.opening(run.tokenizer)
-        how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
-        tokens = generate.generate(run.model, prompt, length, **how)
-        text = run.tokenizer.decode(list(tokens)).strip("\n")
+    prompt = generate.opening(run.tokenizer)
+    how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
+    tokens = generate.generate(run.model, prompt, length, **how)
+    text = run.tokenizer.decode(list(tokens)).strip("\n")
     run.model.train()
     return text
 
@@ -787,7 +767,7 @@ def main() -> None:
     best = ["--checkpoint", shown(run.out / "best.pt")]
     if run.args.objective == "masked":
         print("A masked model sees both sides: its loss compares with that of masked models only.")
-        best += ["--fill", f"a text with a {generate.MASK}"]
+        best += ["--fill", f"a text with a {MASK}"]
     elif run.corpus.name == "tales":
         measure_recall(run, ngram)
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")

@@ -318,13 +318,13 @@ def generate_batch(
             scores[:, never] = -torch.inf
         if repetition_penalty != 1:
             scores = penalize(scores, state.tokens, repetition_penalty)
-        tokens = sample(scores, temperature, top_k, top_p, generator, min_p)  # (count, 1)
-        yield tokens.flatten().tolist()
-        over |= torch.isin(tokens, torch.tensor(ends, dtype=torch.long))
+        token = sample(scores, temperature, top_k, top_p, generator, min_p)  # (count, 1)
+        yield token.flatten().tolist()
+        over |= torch.isin(token, torch.tensor(ends, dtype=torch.long))
         if over.all():
             return
         with as_fast_as_memory(count == 1 and state.tokens.size(1) < model.context):
-            logits, state = model(tokens.to(device), state)
+            logits, state = model(token.to(device), state)
 
 
 @contextlib.contextmanager

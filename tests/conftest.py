@@ -95,7 +95,8 @@ PATIENCE = 600  # seconds until something hangs; a crowded machine is slow
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
-    *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
+    *("embeddings", "cells", "show_attention", "show_gradients", "show_length"),
+    *("blanks", "looking"),
     *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
     *("quantize", "lora", "baselines", "tuning", "finetune_spam"),
     *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
