@@ -82,7 +82,8 @@ def reply(model, tokenizer, line: str, options: dict, turns: list[list[int]]) ->
         turns.append(said + new or opening(tokenizer))
         print(line, end="", flush=True)
         start = list(turns[-1])
-        tokens = generate(model, start, **{**options, "seed": seed}, never=tokenizer.unk_id)
+        how = {**options, "seed": seed, "never": tokenizer.unk_id}
+        tokens = generate(model, start, **how)
         show(tokenizer, start, remember(tokens, turns[-1]))
     except UserError as error:
         print(f"error: {error}", end="")
@@ -98,12 +99,12 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    first = {key: getattr(args, key) for key in ("length", "temperature", "top_k", "top_p", "seed")}
+    names = ("length", "temperature", "top_k", "top_p", "seed")
+    first = {key: getattr(args, key) for key in names}
     options, turns = dict(first), [[]]
-    print(
-        f"{checkpoint['architecture']}, trained on {checkpoint['dataset']['name']} for "
-        f"{checkpoint['progress']['step']} steps. Begin a line, it goes on. /help, /quit"
-    )
+    name, steps = checkpoint["dataset"]["name"], checkpoint["progress"]["step"]
+    trained = f"trained on {name} for {steps} steps"
+    print(f"{checkpoint['architecture']}, {trained}. Begin a line, it goes on. /help, /quit")
     while True:
         try:
             line = input("you > " if sys.stdin.isatty() else "")

@@ -56,14 +56,8 @@ from tqdm import tqdm
 from shared import UserError
 from shared.data.download import Corpus
 from shared.data.tales import Probe, recall_probes
-from shared.utils import visualize
-from shared.utils.tokenizers import (
-    BPETokenizer,
-    Tokenizer,
-    UnigramTokenizer,
-    WordPieceTokenizer,
-    WordTokenizer,
-)
+from shared.utils import tokenizers, visualize
+from shared.utils.tokenizers import Tokenizer
 
 DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; gpt2: many GPUs
@@ -89,10 +83,10 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
     ),
 }  # fmt: skip
 TOKENIZERS = {  # beside char
-    "word": (WordTokenizer, {"max_size": 40_000}),
-    "bpe": (BPETokenizer, {"vocab_size": 1024}),
-    "wordpiece": (WordPieceTokenizer, {"vocab_size": 1024}),
-    "unigram": (UnigramTokenizer, {"vocab_size": 1024}),
+    "word": (tokenizers.WordTokenizer, {"max_size": 40_000}),
+    "bpe": (tokenizers.BPETokenizer, {"vocab_size": 1024}),
+    "wordpiece": (tokenizers.WordPieceTokenizer, {"vocab_size": 1024}),
+    "unigram": (tokenizers.UnigramTokenizer, {"vocab_size": 1024}),
 }
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "heads", "context", "copy")  # and kv_heads
@@ -149,6 +143,11 @@ class Run:
     history: list[list] = field(default_factory=list)  # the lines of metrics.csv
     samples: list[list] = field(default_factory=list)  # [step, text]
     average: list[Tensor] = field(default_factory=list)  # of the weights
+
+    @property
+    def name(self) -> str:
+        """Of the model's architecture."""
+        return generate.kind_of(self.model)
 
     def bits_per_char(self, nats: float) -> float:
         """From nats per token: one scale for all tokenizers."""
@@ -311,9 +310,10 @@ def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
     """The text to train on. Raises UserError if it is not that of the checkpoint to resume."""
     name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
     source = data.find(name, DATASET)
-    if checkpoint and source.corpus.sha256 != checkpoint["dataset"]["sha256"]:
+    corpus = source.corpus
+    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
         raise UserError(
-            f"{source.corpus.name} is not the text this checkpoint was trained on "
+            f"{corpus.name} is not the text this checkpoint was trained on "
             f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
         )
     return source
@@ -465,21 +465,23 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    most = math.ceil(predicted / run.args.context)
-    streams = min(run.args.batch_size // run.args.accumulate, most)
+    at_once = run.args.batch_size // run.args.accumulate
+    streams = min(at_once, math.ceil(predicted / run.args.context))
     streams = min(max(run.world, streams), predicted)  # one at least for each process
     length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
-    inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]
-    targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
-    targets, nats, state = targets[run.rank :: run.world], 0.0, None
+    inputs, targets = run.valid[:-1], run.valid[1:]
+    inputs = F.pad(inputs, (0, padding)).view(streams, length)
+    targets = F.pad(targets, (0, padding), value=-100).view(streams, length)
+    inputs, targets = inputs[run.rank :: run.world], targets[run.rank :: run.world]
+    total, state = 0.0, None
     for t in range(0, length, run.args.context):
         chunk = slice(t, t + run.args.context)
         with autocast(run):
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
-        nats += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
+        total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
-    return parallel.total(nats) / predicted
+    return parallel.total(total) / predicted
 
 
 def write_sample(run: Run, length: int = 80) -> str:
@@ -570,17 +572,14 @@ def write_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def save_checkpoint(run: Run, name: str) -> None:
-    """All it takes to go on exactly from here.
-
-    All processes give what they have of it, the first one writes.
-    """
+    """All it takes to go on exactly from here; all processes give what they have of it."""
     rng = {"cpu": torch.get_rng_state()}
     if run.device != "cpu":
         rng[run.device] = getattr(torch, run.device).get_rng_state()
     checkpoint = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": generate.kind_of(run.model),
+        "architecture": run.name,
         "config": run.model.config,
         "tokenizer": run.tokenizer.state_dict(),
         "model": parallel.whole(run.model.state_dict()),
@@ -621,7 +620,7 @@ def write_results(run: Run) -> None:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
             temporary,
-            title=f"{generate.kind_of(run.model)} on {run.corpus.name}",
+            title=f"{run.name} on {run.corpus.name}",
             bits_per_nat=run.bits_per_char(1.0),
             baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
             floor=run.corpus.floor,
@@ -931,7 +930,7 @@ def introduce(run: Run) -> str:
     size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
     return (
         f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
-        f"{generate.kind_of(run.model)}: {parameters:,} parameters, "
+        f"{run.name}: {parameters:,} parameters, "
         f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype}"
         f"{f', {run.world} processes' if run.world > 1 else ''} | "
         f"guessing costs ln V = {math.log(size):.3f} nats/token, "
