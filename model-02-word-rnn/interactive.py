@@ -64,10 +64,11 @@ def reply(model, tokenizer, line: str, options: dict) -> None:
     """Continue the line, printing each token as it is drawn; Ctrl-C ends it early."""
     seed = torch.seed() % 2**31 if options["seed"] is None else options["seed"]
     try:
-        prompt = tokenizer.encode(line) or opening(tokenizer)
+        start = tokenizer.encode(line) or opening(tokenizer)
         print(line, end="", flush=True)
         how = {**options, "seed": seed, "never": tokenizer.unk_id}
-        show(tokenizer, prompt, generate(model, prompt, **how))
+        tokens = generate(model, start, **how)
+        show(tokenizer, start, tokens)
     except UserError as error:
         print(f"error: {error}", end="")
     except KeyboardInterrupt:

@@ -63,6 +63,7 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
         lr=0.006, weight_decay=0.3, eps=1e-4, epochs=10.0,
     ),
 }  # fmt: skip
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout")
 KEPT = (  # by --resume
@@ -150,8 +151,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16", "float16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", DTYPES)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
@@ -193,6 +193,18 @@ def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
     return Model(vocab_size, **sizes)
 
 
+def fit_batch(args: argparse.Namespace, name: str, train: int, valid: int) -> None:
+    """Make the batch fit a text of so many tokens. Raises UserError where the text is too short."""
+    if train <= args.context or valid < 2:
+        raise UserError(
+            f"{name} has {train} training and {valid} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
+        )
+    if args.batch_size > (most := (train - 1) // args.context):
+        print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size = most
+
+
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
@@ -208,14 +220,7 @@ def prepare(args: argparse.Namespace) -> Run:
     text = corpus.train + corpus.valid
     tokenizer = tokenizer or tokenizers.WordTokenizer.train(text, max_size=args.vocab_size)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
-    if len(train) <= args.context or len(valid) < 2:
-        raise UserError(
-            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
-            f"for --context {args.context}: give it more text, or a shorter --context"
-        )
-    if args.batch_size > (most := (len(train) - 1) // args.context):
-        print(f"{corpus.name} is short: --batch-size {most} instead of {args.batch_size}")
-        args.batch_size = most
+    fit_batch(args, corpus.name, len(train), len(valid))
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
@@ -502,7 +507,6 @@ def train_step(run: Run, forward: Callable) -> float:
     run.state = state.detach()
 
     # (4) backward, clip: one wild batch must not throw the weights far away
-    run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -516,6 +520,7 @@ def train_step(run: Run, forward: Callable) -> float:
     # (5) step
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.optimizer.zero_grad()
     run.step += 1
     return value
 
@@ -732,10 +737,11 @@ def main() -> None:
         print(f"stopped after step {run.step} of {run.args.steps}; to go on:")
         print(type_next("train.py", "--resume", shown(run.out / "last.pt")))
         sys.exit(128 + stopped)
+    best = ["--checkpoint", shown(run.out / "best.pt")]
     if run.corpus.name == "tales":
         measure_recall(run, ngram)
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
-    print(type_next("generate.py", "--checkpoint", shown(run.out / "best.pt")))
+    print(type_next("generate.py", *best))
 
 
 if __name__ == "__main__":

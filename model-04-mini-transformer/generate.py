@@ -36,8 +36,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from blanks import MASK, check_causal, show_fill
-from looking import check_drawable, draw_attention, set_context
+from blanks import MASK, show_fill
+from looking import draw_attention, set_up
 from model import MiniTransformer as Model
 from torch import Tensor
 
@@ -329,16 +329,10 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    if args.context:
-        set_context(model, args.context)
-    if args.fill is not None and args.attention:
-        raise UserError("--fill and --attention: give one of them")
+    set_up(model, args)
     if args.fill is not None:
         show_fill(model, tokenizer, args.fill, opening(tokenizer))
         return
-    check_causal(model)
-    if args.attention:
-        check_drawable(model, Path(args.attention))
     prompt = opening(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
     if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")

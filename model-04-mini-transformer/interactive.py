@@ -78,7 +78,7 @@ def reply(model, tokenizer, line: str, options: dict, turns: list[list[int]]) ->
     said = turns[-1]
     try:
         check_causal(model)
-        new = tokenizer.encode("\n" + line if said and line else line)
+        new = tokenizer.encode("\n" + line if len(turns) > 1 and line else line)
         turns.append(said + new or opening(tokenizer))
         print(line, end="", flush=True)
         start = list(turns[-1])

@@ -9,6 +9,7 @@ Shapes: T time, L layers, H heads, V vocabulary
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -79,6 +80,21 @@ def set_context(model: MiniTransformer, context: int) -> None:
             "more; rope, alibi, sinusoidal and none have no such end"
         )
     model.context = context
+
+
+def set_up(model: MiniTransformer, args: argparse.Namespace) -> None:
+    """Set --context, and see whether --fill, --attention or writing can be had of this model.
+
+    Raises UserError.
+    """
+    if args.context:
+        set_context(model, args.context)
+    if args.fill is not None and args.attention:
+        raise UserError("--fill and --attention: give one of them")
+    if args.fill is None:
+        check_causal(model)
+    if args.attention:
+        check_drawable(model, Path(args.attention))
 
 
 def look(

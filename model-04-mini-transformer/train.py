@@ -75,6 +75,7 @@ TOKENIZERS = {
     "wordpiece": (tokenizers.WordPieceTokenizer, {"vocab_size": 1024}),
     "unigram": (tokenizers.UnigramTokenizer, {"vocab_size": 1024}),
 }
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = (
     "hidden_size", "layers", "dropout", "heads", "context", "positions", "norm", "activation",
@@ -171,8 +172,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16", "float16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", DTYPES)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
@@ -237,6 +237,18 @@ def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
     return Model(vocab_size, **sizes)
 
 
+def fit_batch(args: argparse.Namespace, name: str, train: int, valid: int) -> None:
+    """Make the batch fit a text of so many tokens. Raises UserError where the text is too short."""
+    if train <= args.context or valid < 2:
+        raise UserError(
+            f"{name} has {train} training and {valid} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
+        )
+    if args.batch_size > (most := (train - 1) // args.context):
+        print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size = most
+
+
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
@@ -255,14 +267,7 @@ def prepare(args: argparse.Namespace) -> Run:
     text = corpus.train + corpus.valid
     tokenizer = tokenizer or new_tokenizer(args, text)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
-    if len(train) <= args.context or len(valid) < 2:
-        raise UserError(
-            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
-            f"for --context {args.context}: give it more text, or a shorter --context"
-        )
-    if args.batch_size > (most := (len(train) - 1) // args.context):
-        print(f"{corpus.name} is short: --batch-size {most} instead of {args.batch_size}")
-        args.batch_size = most
+    fit_batch(args, corpus.name, len(train), len(valid))
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
@@ -331,8 +336,7 @@ def autocast(run: Run) -> torch.autocast:
 def evaluate(run: Run) -> float:
     """Nats per token over the whole validation split: each token but the first is predicted once.
 
-    The split is read as B streams side by side, each from beginning to end. A masked model is
-    asked for the same 15 % of it each time.
+    The split is read as B streams side by side, each from beginning to end.
     """
     run.model.eval()
     predicted = len(run.valid) - 1
@@ -340,8 +344,9 @@ def evaluate(run: Run) -> float:
     length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs, targets = run.valid[:-1], run.valid[1:]
-    if run.args.objective == "masked":
+    if run.args.objective == "masked":  # the same 15 % of it each time
         inputs, targets = hide(inputs, run.model.mask_id, torch.Generator().manual_seed(0))
+        predicted = (targets != -100).sum().item()
     inputs = F.pad(inputs, (0, padding)).view(streams, length)
     targets = F.pad(targets, (0, padding), value=-100).view(streams, length)
     total, state = 0.0, None
@@ -351,7 +356,7 @@ def evaluate(run: Run) -> float:
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
         total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
-    return total / (targets != -100).sum().item()
+    return total / predicted
 
 
 def write_sample(run: Run, length: int = 80) -> str:
@@ -557,7 +562,6 @@ def train_step(run: Run, forward: Callable) -> float:
     loss = loss_of(logits, targets)
 
     # (4) backward, clip: one wild batch must not throw the weights far away
-    run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -571,6 +575,7 @@ def train_step(run: Run, forward: Callable) -> float:
     # (5) step
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.optimizer.zero_grad()
     run.step += 1
     return value
 

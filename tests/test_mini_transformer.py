@@ -773,7 +773,7 @@ def test_the_true_tokens_in_the_blanks_make_the_text_again(name):
 def test_a_word_after_a_blank_keeps_its_place_in_the_quotes():
     """Whether a quotation mark opens or closes depends on those before the blank."""
     text = 'Once a fox said, "Go home," and the hen said, "No!"'
-    tokenizer = MODS.train.WordTokenizer.train(text)
+    tokenizer = MODS.train.tokenizers.WordTokenizer.train(text)
     for word in ("fox", "home", "hen", "No"):
         true = tokenizer.encode(text)
         true[true.index(tokenizer.id_of[word])] = None
@@ -782,7 +782,7 @@ def test_a_word_after_a_blank_keeps_its_place_in_the_quotes():
 
 def test_choices_are_one_line_each_likeliest_first():
     """Even where the choice is a line break."""
-    tokenizer = MODS.train.CharTokenizer("\n ab")
+    tokenizer = MODS.train.tokenizers.CharTokenizer("\n ab")
     lines = MODS.blanks.bars(tokenizer, torch.tensor([0.5, 0.25, 0.25, 0])).split("\n")
     assert len(lines) == 4
     assert "50.0 %" in lines[0] and lines[0].count("█") == 20
