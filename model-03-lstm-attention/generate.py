@@ -17,6 +17,7 @@ Shapes: B batch, T time, V vocabulary
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import math
@@ -176,11 +177,10 @@ def bfloat16_wins() -> bool:
     return best[0] < 0.6 * best[1]
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
-    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+def read_checkpoint(path: Path, device: str = "cpu") -> dict:
+    """What write_checkpoint of train.py wrote. Raises UserError for a missing or damaged file.
 
-    Raises UserError if the file is missing, damaged, foreign or of another model. The last bytes
-    of a checkpoint are the SHA-256 of those before; and with weights_only=True torch.load makes
+    The last bytes are the SHA-256 of those before; and with weights_only=True torch.load makes
     tensors and plain values only, so no code in a file ever runs.
     """
     if not path.is_file():
@@ -194,24 +194,38 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
             raise UserError(damaged)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise UserError(damaged)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than plain values: do not trust it") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
+        raise UserError(damaged) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(damaged)
+    return checkpoint
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
+    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+
+    Raises UserError if the file is missing, damaged, foreign or of another model.
+    """
+    checkpoint = read_checkpoint(path, device)
+    try:
         kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
         if kind != (FORMAT, Model.__name__, VERSION):
             raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = Model(**checkpoint["config"]).to(device)
         model.load_state_dict(checkpoint["model"])
         tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than plain values: do not trust it") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
-        raise UserError(damaged) from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise UserError(
+            f"{path} is no whole checkpoint of this project: use another, or train again"
+        ) from None
     return model.eval(), tokenizer, checkpoint
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
-) -> Tensor:
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator,
+) -> Tensor:  # fmt: skip
     """Draw one token from each row: logits (B, V) -> tokens (B, 1)
 
     temperature 0 takes the likeliest token, 1 draws from the model's own distribution, more
@@ -222,9 +236,10 @@ def sample(
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
-    logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k > 0:
-        logits, tokens = logits[:, :top_k], tokens[:, :top_k]
+    if 0 < top_k < logits.size(-1):  # finding a few is much faster than sorting all
+        logits, tokens = logits.topk(top_k, dim=-1)
+    else:
+        logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
     p = logits.softmax(dim=-1)
     p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)  # those before already reach top_p
     p[:, 0] = p[:, 0].clamp(min=1e-9)  # the likeliest always stays, even with top_p 0
@@ -242,9 +257,10 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))
     for _ in range(length):
+        scores = logits[:, -1]
         if never is not None:
-            logits[:, -1, never] = -torch.inf
-        token = sample(logits[:, -1], temperature, top_k, top_p, generator)  # (1, 1)
+            scores[:, never] = -torch.inf
+        token = sample(scores, temperature, top_k, top_p, generator)  # (1, 1)
         yield token.item()
         logits, state = model(token.to(device), state)
 
@@ -267,10 +283,11 @@ def show(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> None
 
 def opening(tokenizer: Tokenizer) -> list[int]:
     """The prompt where none is given: the start of a line, if the model knows line breaks."""
-    try:
-        return tokenizer.encode("\n")
-    except UserError:
-        return [0]
+    for text in ("\n", "."):  # the end of a line, or, where lines are lost, of a sentence
+        with contextlib.suppress(UserError):
+            if tokens := tokenizer.encode(text):
+                return tokens
+    return [0]
 
 
 def add_sampling_flags(parser: Arguments, length: int) -> None:
@@ -300,10 +317,11 @@ def main() -> None:
     if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
-    print(args.prompt or "", end="", flush=True)
     never = None if args.unk else tokenizer.unk_id
     options = args.temperature, args.top_k, args.top_p, seed, never
-    show(tokenizer, prompt, generate(model, prompt, args.length, *options))
+    print(args.prompt or "", end="", flush=True)
+    tokens = generate(model, prompt, args.length, *options)
+    show(tokenizer, prompt, tokens)
     print()
 
 

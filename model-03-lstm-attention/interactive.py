@@ -10,6 +10,7 @@ python interactive.py --length 200 --top-k 40
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import torch
@@ -27,6 +28,9 @@ from generate import (
 )
 
 from shared import UserError
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import readline  # noqa: F401  arrow keys and earlier lines, for input()
 
 HELP = """\
   text               the model goes on from it; an empty line: from the start of a line
@@ -60,10 +64,11 @@ def reply(model, tokenizer, line: str, options: dict) -> None:
     """Continue the line, printing each token as it is drawn; Ctrl-C ends it early."""
     seed = torch.seed() % 2**31 if options["seed"] is None else options["seed"]
     try:
-        prompt = tokenizer.encode(line) or opening(tokenizer)
+        start = tokenizer.encode(line) or opening(tokenizer)
         print(line, end="", flush=True)
-        never = tokenizer.unk_id
-        show(tokenizer, prompt, generate(model, prompt, **{**options, "seed": seed}, never=never))
+        how = {**options, "seed": seed, "never": tokenizer.unk_id}
+        tokens = generate(model, start, **how)
+        show(tokenizer, start, tokens)
     except UserError as error:
         print(f"error: {error}", end="")
     except KeyboardInterrupt:
@@ -78,12 +83,12 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    first = {key: getattr(args, key) for key in ("length", "temperature", "top_k", "top_p", "seed")}
+    names = ("length", "temperature", "top_k", "top_p", "seed")
+    first = {key: getattr(args, key) for key in names}
     options = dict(first)
-    print(
-        f"{checkpoint['architecture']}, trained on {checkpoint['dataset']['name']} for "
-        f"{checkpoint['progress']['step']} steps. Begin a line, it goes on. /help, /quit"
-    )
+    name, steps = checkpoint["dataset"]["name"], checkpoint["progress"]["step"]
+    trained = f"trained on {name} for {steps} steps"
+    print(f"{checkpoint['architecture']}, {trained}. Begin a line, it goes on. /help, /quit")
     while True:
         try:
             line = input("you > " if sys.stdin.isatty() else "")

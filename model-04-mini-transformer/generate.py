@@ -36,7 +36,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from looking import MASK, bars, blanks, check_drawable, draw_attention, fill
+from blanks import MASK, show_fill
+from looking import draw_attention, set_up
 from model import MiniTransformer as Model
 from torch import Tensor
 
@@ -183,11 +184,10 @@ def bfloat16_wins() -> bool:
     return best[0] < 0.6 * best[1]
 
 
-def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
-    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+def read_checkpoint(path: Path, device: str = "cpu") -> dict:
+    """What write_checkpoint of train.py wrote. Raises UserError for a missing or damaged file.
 
-    Raises UserError if the file is missing, damaged, foreign or of another model. The last bytes
-    of a checkpoint are the SHA-256 of those before; and with weights_only=True torch.load makes
+    The last bytes are the SHA-256 of those before; and with weights_only=True torch.load makes
     tensors and plain values only, so no code in a file ever runs.
     """
     if not path.is_file():
@@ -201,24 +201,38 @@ def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, 
             raise UserError(damaged)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise UserError(damaged)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than plain values: do not trust it") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
+        raise UserError(damaged) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(damaged)
+    return checkpoint
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> tuple[Model, Tokenizer, dict]:
+    """The model (in evaluation mode), its tokenizer and all else that train.py saved.
+
+    Raises UserError if the file is missing, damaged, foreign or of another model.
+    """
+    checkpoint = read_checkpoint(path, device)
+    try:
         kind = tuple(checkpoint[key] for key in ("format", "architecture", "version"))
         if kind != (FORMAT, Model.__name__, VERSION):
             raise UserError(f"{path} holds {kind}: run the script in the folder that made it")
         model = Model(**checkpoint["config"]).to(device)
         model.load_state_dict(checkpoint["model"])
         tokenizer = tokenizer_from_state_dict(checkpoint["tokenizer"])
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than plain values: do not trust it") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError):
-        raise UserError(damaged) from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise UserError(
+            f"{path} is no whole checkpoint of this project: use another, or train again"
+        ) from None
     return model.eval(), tokenizer, checkpoint
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
-) -> Tensor:
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator,
+) -> Tensor:  # fmt: skip
     """Draw one token from each row: logits (B, V) -> tokens (B, 1)
 
     temperature 0 takes the likeliest token, 1 draws from the model's own distribution, more
@@ -229,9 +243,10 @@ def sample(
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
-    logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    if top_k > 0:
-        logits, tokens = logits[:, :top_k], tokens[:, :top_k]
+    if 0 < top_k < logits.size(-1):  # finding a few is much faster than sorting all
+        logits, tokens = logits.topk(top_k, dim=-1)
+    else:
+        logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
     p = logits.softmax(dim=-1)
     p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)  # those before already reach top_p
     p[:, 0] = p[:, 0].clamp(min=1e-9)  # the likeliest always stays, even with top_p 0
@@ -249,9 +264,10 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     logits, state = model(torch.tensor([prompt], device=device))
     for _ in range(length):
+        scores = logits[:, -1]
         if never is not None:
-            logits[:, -1, never] = -torch.inf
-        token = sample(logits[:, -1], temperature, top_k, top_p, generator)  # (1, 1)
+            scores[:, never] = -torch.inf
+        token = sample(scores, temperature, top_k, top_p, generator)  # (1, 1)
         yield token.item()
         logits, state = model(token.to(device), state)
 
@@ -259,39 +275,6 @@ def generate(
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
     return "transformer" + " + pointer" * (config["copy"] == "pointer")
-
-
-def show_fill(model: Model, tokenizer: Tokenizer, text: str) -> None:
-    """Print what could stand for each [MASK] of a text. Raises UserError."""
-    tokens = blanks(tokenizer, text)
-    if None not in tokens:
-        raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
-    if tokens[0] is None:
-        tokens = [*opening(tokenizer), *tokens]
-    if len(tokens) > model.context:
-        raise UserError(f"{len(tokens)} tokens, but the model sees {model.context}: shorten it")
-    for number, p in enumerate(fill(model, tokens), start=1):
-        print(f"{MASK} {number}\n{bars(tokenizer, p)}")
-
-
-def check_causal(model: Model) -> None:
-    """Raises UserError for a model that cannot write."""
-    if not model.causal:
-        raise UserError(
-            "a masked model fills blanks, and cannot write: use --fill, or train with "
-            "--objective causal"
-        )
-
-
-def set_context(model: Model, context: int) -> None:
-    """Let the model see more or fewer tokens than in training. Raises UserError."""
-    most = model.config["context"]
-    if model.positions == "learned" and context > most:
-        raise UserError(
-            f"--context {context}: this model has learned the positions of {most} tokens and no "
-            "more; rope, alibi, sinusoidal and none have no such end"
-        )
-    model.context = context
 
 
 def remember(tokens: Iterator[int], written: list[int]) -> Iterator[int]:
@@ -346,23 +329,17 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, _ = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    if args.context:
-        set_context(model, args.context)
-    if args.fill is not None and args.attention:
-        raise UserError("--fill and --attention: give one of them")
+    set_up(model, args)
     if args.fill is not None:
-        show_fill(model, tokenizer, args.fill)
+        show_fill(model, tokenizer, args.fill, opening(tokenizer))
         return
-    check_causal(model)
-    if args.attention:
-        check_drawable(model, Path(args.attention))
     prompt = opening(tokenizer) if args.prompt is None else tokenizer.encode(args.prompt)
     if not prompt:
         raise UserError("--prompt is empty: give it some text, or leave it out")
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
-    print(args.prompt or "", end="", flush=True)
     never = None if args.unk else tokenizer.unk_id
     options = args.temperature, args.top_k, args.top_p, seed, never
+    print(args.prompt or "", end="", flush=True)
     written = list(prompt)
     tokens = generate(model, prompt, args.length, *options)
     show(tokenizer, prompt, remember(tokens, written))

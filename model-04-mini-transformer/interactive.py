@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from pathlib import Path
 
 import torch
+from blanks import MASK, check_causal
 from generate import (
-    MASK,
     Arguments,
     add_device_flag,
     add_sampling_flags,
-    bars,
-    check_causal,
     command,
-    draw_attention,
-    fill,
     find,
     generate,
     load_checkpoint,
@@ -33,8 +28,8 @@ from generate import (
     pick_device,
     remember,
     show,
-    show_fill,
 )
+from looking import look
 
 from shared import UserError
 
@@ -83,33 +78,18 @@ def reply(model, tokenizer, line: str, options: dict, turns: list[list[int]]) ->
     said = turns[-1]
     try:
         check_causal(model)
-        new = tokenizer.encode("\n" + line if said and line else line)
+        new = tokenizer.encode("\n" + line if len(turns) > 1 and line else line)
         turns.append(said + new or opening(tokenizer))
         print(line, end="", flush=True)
         start = list(turns[-1])
-        tokens = generate(model, start, **{**options, "seed": seed}, never=tokenizer.unk_id)
+        how = {**options, "seed": seed, "never": tokenizer.unk_id}
+        tokens = generate(model, start, **how)
         show(tokenizer, start, remember(tokens, turns[-1]))
     except UserError as error:
         print(f"error: {error}", end="")
     except KeyboardInterrupt:
         print(" ...", end="")
     print("\n")
-
-
-def look(model, tokenizer, line: str, turns: list[list[int]]) -> None:
-    """Carry out /top, /attention FILE, or show what could stand for the [MASK]s of a line."""
-    said = turns[-1] or opening(tokenizer)
-    try:
-        if line == "/top":
-            check_causal(model)
-            print(bars(tokenizer, fill(model, [*said, None])[0]))
-        elif line.startswith("/attention"):
-            path = Path(line.removeprefix("/attention").strip() or "attention.html")
-            print("  " + draw_attention(model, tokenizer, said, path))
-        else:
-            show_fill(model, tokenizer, line)
-    except (UserError, OSError) as error:
-        print(f"error: {error}")
 
 
 def main() -> None:
@@ -119,12 +99,12 @@ def main() -> None:
     add_device_flag(parser)
     args = parser.parse()
     model, tokenizer, checkpoint = load_checkpoint(find(args.checkpoint), pick_device(args.device))
-    first = {key: getattr(args, key) for key in ("length", "temperature", "top_k", "top_p", "seed")}
+    names = ("length", "temperature", "top_k", "top_p", "seed")
+    first = {key: getattr(args, key) for key in names}
     options, turns = dict(first), [[]]
-    print(
-        f"{checkpoint['architecture']}, trained on {checkpoint['dataset']['name']} for "
-        f"{checkpoint['progress']['step']} steps. Begin a line, it goes on. /help, /quit"
-    )
+    name, steps = checkpoint["dataset"]["name"], checkpoint["progress"]["step"]
+    trained = f"trained on {name} for {steps} steps"
+    print(f"{checkpoint['architecture']}, {trained}. Begin a line, it goes on. /help, /quit")
     while True:
         try:
             line = input("you > " if sys.stdin.isatty() else "")
@@ -143,7 +123,7 @@ def main() -> None:
             left = " / ".join(tokenizer.decode(turns[-1])[-60:].splitlines())
             print(f"  ... {left}" if left else "  nothing is left")
         elif line.strip() == "/top" or line.startswith("/attention") or MASK in line:
-            look(model, tokenizer, line.strip(), turns)
+            look(model, tokenizer, line.strip(), turns[-1], opening(tokenizer))
         elif line.startswith("/"):
             print(set_option(parser, options, line.strip()))
         else:

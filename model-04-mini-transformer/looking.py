@@ -1,78 +1,27 @@
-"""Look into a model: what could stand in a blank, and where it looked.
+"""Look into a model: where each head looked, and what could come next.
 
-    "The [MASK] of the king" --> tokens, None for the blank --> probabilities --> bars
     a text --> model --> what each head of each layer took of each token --> a page, or a picture
 
-generate.py and interactive.py show what is here: --fill, --attention, /top and /attention.
+generate.py and interactive.py show what is here: --attention, --context, /attention and /top.
 
 Shapes: T time, L layers, H heads, V vocabulary
 """
 
 from __future__ import annotations
 
-import re
+import argparse
 from pathlib import Path
 
 import torch
+from blanks import bars, check_causal, fill, show_fill
 from model import MiniTransformer
 from torch import Tensor
 
 from shared import UserError
 from shared.utils import visualize
-from shared.utils.tokenizers import CharTokenizer, Tokenizer, WordTokenizer
+from shared.utils.tokenizers import Tokenizer
 
-MASK = "[MASK]"  # stands for a blank in a text
 MOST = 150  # tokens that a picture of attention can hold
-
-
-def blanks(tokenizer: Tokenizer, text: str) -> list[int | None]:
-    """A text with [MASK]s as tokens, with None for each [MASK].
-
-    Words know no spaces, pieces begin with theirs: the spaces at a blank belong to the token.
-    """
-    if isinstance(tokenizer, WordTokenizer):
-        # What spaces and quotation marks become depends on what stands before: a word stands in.
-        fresh = (token for token in tokenizer.tokens if token.isalpha() and token not in text)
-        word = next(fresh, tokenizer.tokens[-1])
-        apart = re.sub(r"(?<=[\w\]])(?=\[MASK\])|(?<=\[MASK\])(?=\w)", " ", text)
-        ids = tokenizer.encode(apart.replace(MASK, word))
-        return [None if index == tokenizer.id_of[word] else index for index in ids]
-    parts = text.split(MASK)
-    if not isinstance(tokenizer, CharTokenizer):
-        parts = [part.rstrip(" ") for part in parts]
-    tokens: list[int | None] = []
-    for part in parts:
-        tokens += [None, *tokenizer.encode(part)]
-    return tokens[1:]
-
-
-@torch.inference_mode()
-def fill(model: MiniTransformer, tokens: list[int | None]) -> list[Tensor]:
-    """For each blank (None) the probabilities of all tokens: (V,)
-
-    A masked model sees both sides of a blank, and guesses all blanks at once. A causal one sees
-    only what stands before, and guesses one by one, each after its likeliest for those before.
-    """
-    device, found, given = next(model.parameters()).device, [], list(tokens)
-    holes = [i for i, token in enumerate(tokens) if token is None]
-    if not model.causal:
-        hidden = [model.mask_id if token is None else token for token in tokens]
-        logits, _ = model(torch.tensor([hidden], device=device))
-        return list(logits[0, holes].softmax(dim=-1))
-    for i in holes:
-        logits, _ = model(torch.tensor([given[:i] or [0]], device=device))
-        found.append(logits[0, -1].softmax(dim=-1))
-        given[i] = int(found[-1].argmax())
-    return found
-
-
-def bars(tokenizer: Tokenizer, p: Tensor, count: int = 8) -> str:
-    """The likeliest tokens of a distribution (V,), one a line, with a bar each."""
-    lines = []
-    for share, token in zip(*p.topk(min(count, len(p))), strict=True):
-        name = visualize.visible(tokenizer.token_text(int(token))).strip("\n")
-        lines.append(f"  {name:>14} {100 * share:5.1f} % {'█' * round(40 * float(share))}")
-    return "\n".join(lines)
 
 
 @torch.inference_mode()
@@ -120,3 +69,50 @@ def draw_attention(
         guesses = [list(zip(map(name, ids), p, strict=True)) for ids, p in pairs]
         visualize.write_attention_page(names, weights.tolist(), path, title, guesses)
     return f"where it looked, over {len(tokens)} tokens, is in {path}"
+
+
+def set_context(model: MiniTransformer, context: int) -> None:
+    """Let the model see more or fewer tokens than in training. Raises UserError."""
+    most = model.config["context"]
+    if model.positions == "learned" and context > most:
+        raise UserError(
+            f"--context {context}: this model has learned the positions of {most} tokens and no "
+            "more; rope, alibi, sinusoidal and none have no such end"
+        )
+    model.context = context
+
+
+def set_up(model: MiniTransformer, args: argparse.Namespace) -> None:
+    """Set --context, and see whether --fill, --attention or writing can be had of this model.
+
+    Raises UserError.
+    """
+    if args.context:
+        set_context(model, args.context)
+    if args.fill is not None and args.attention:
+        raise UserError("--fill and --attention: give one of them")
+    if args.fill is None:
+        check_causal(model)
+    if args.attention:
+        check_drawable(model, Path(args.attention))
+
+
+def look(
+    model: MiniTransformer, tokenizer: Tokenizer, line: str, said: list[int], start: list[int]
+) -> None:
+    """Carry out /top, /attention FILE, or show what could stand for the [MASK]s of a line.
+
+    said: the tokens of the conversation; start: what it begins with where nothing was said.
+    """
+    said = said or start
+    try:
+        if line == "/top":
+            check_causal(model)
+            print(bars(tokenizer, fill(model, [*said, None])[0]))
+        elif line.startswith("/attention"):
+            path = Path(line.removeprefix("/attention").strip() or "attention.html")
+            print("  " + draw_attention(model, tokenizer, said, path))
+        else:
+            show_fill(model, tokenizer, line, start)
+    except (UserError, OSError) as error:
+        print(f"error: {error}")

@@ -16,7 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from generate import Arguments, Model, command, find, load_checkpoint, set_context
+from generate import Arguments, Model, command, find, load_checkpoint
+from looking import set_context
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm

@@ -36,6 +36,7 @@ from pathlib import Path
 import generate
 import numpy as np
 import torch
+from blanks import MASK, guesses, hide
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from model import COPY, PARTS, POSITIONS
 from ngram import NGram
@@ -46,15 +47,8 @@ from tqdm import tqdm
 from shared import UserError
 from shared.data.download import Corpus, load_default, load_text
 from shared.data.tales import Probe, recall_probes
-from shared.utils import visualize
-from shared.utils.tokenizers import (
-    BPETokenizer,
-    CharTokenizer,
-    Tokenizer,
-    UnigramTokenizer,
-    WordPieceTokenizer,
-    WordTokenizer,
-)
+from shared.utils import tokenizers, visualize
+from shared.utils.tokenizers import Tokenizer
 
 DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
@@ -75,12 +69,13 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience
     ),
 }  # fmt: skip
 TOKENIZERS = {
-    "char": (CharTokenizer, {}),
-    "word": (WordTokenizer, {"max_size": 40_000}),
-    "bpe": (BPETokenizer, {"vocab_size": 1024}),
-    "wordpiece": (WordPieceTokenizer, {"vocab_size": 1024}),
-    "unigram": (UnigramTokenizer, {"vocab_size": 1024}),
+    "char": (tokenizers.CharTokenizer, {}),
+    "word": (tokenizers.WordTokenizer, {"max_size": 40_000}),
+    "bpe": (tokenizers.BPETokenizer, {"vocab_size": 1024}),
+    "wordpiece": (tokenizers.WordPieceTokenizer, {"vocab_size": 1024}),
+    "unigram": (tokenizers.UnigramTokenizer, {"vocab_size": 1024}),
 }
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = (
     "hidden_size", "layers", "dropout", "heads", "context", "positions", "norm", "activation",
@@ -122,6 +117,11 @@ class Run:
     losses: tuple[float, int] = (0.0, 0)  # sum and number since the last line of metrics.csv
     history: list[list] = field(default_factory=list)  # the lines of metrics.csv
     samples: list[list] = field(default_factory=list)  # [step, text]
+
+    @property
+    def name(self) -> str:
+        """Of the model's architecture."""
+        return type(self.model).__name__
 
     def bits_per_char(self, nats: float) -> float:
         """From nats per token: one scale for all tokenizers."""
@@ -172,8 +172,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a tenth of all)", 1)
     generate.add_device_flag(parser)
-    types = ["auto", "float32", "bfloat16", "float16"]
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", types)
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", DTYPES)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     args = parser.parse()
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
@@ -217,7 +216,37 @@ def check(args: argparse.Namespace) -> None:
 def new_tokenizer(args: argparse.Namespace, text: str) -> Tokenizer:
     """A tokenizer trained on the text."""
     kind, sizes = TOKENIZERS[args.tokenizer]
-    return kind.train(text, **{name: args.vocab_size or size for name, size in sizes.items()})
+    more = {name: args.vocab_size or size for name, size in sizes.items()}
+    return kind.train(text, **more)
+
+
+def find_text(args: argparse.Namespace, checkpoint: dict | None) -> Corpus:
+    """The text to train on. Raises UserError if it is not that of the checkpoint to resume."""
+    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
+    corpus = load_text(name) if name else load_default(DATASET)
+    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
+        raise UserError(
+            f"{corpus.name} is not the text this checkpoint was trained on "
+            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
+        )
+    return corpus
+
+
+def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
+    sizes = {name: getattr(args, name) for name in MODEL}
+    return Model(vocab_size, **sizes)
+
+
+def fit_batch(args: argparse.Namespace, name: str, train: int, valid: int) -> None:
+    """Make the batch fit a text of so many tokens. Raises UserError where the text is too short."""
+    if train <= args.context or valid < 2:
+        raise UserError(
+            f"{name} has {train} training and {valid} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
+        )
+    if args.batch_size > (most := (train - 1) // args.context):
+        print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size = most
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -232,34 +261,21 @@ def prepare(args: argparse.Namespace) -> Run:
         out = Path(args.out or path.parent)
     settle(args, checkpoint and checkpoint["settings"])
     check(args)
-    name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
-    corpus = load_text(name) if name else load_default(DATASET)
-    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
-        raise UserError(
-            f"{corpus.name} is not the text this checkpoint was trained on "
-            f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
-        )
+    corpus = find_text(args, checkpoint)
     if args.objective == "masked":  # it may be told what the floor says nobody can know
         corpus = corpus._replace(floor=None)
-    tokenizer = tokenizer or new_tokenizer(args, corpus.train + corpus.valid)
+    text = corpus.train + corpus.valid
+    tokenizer = tokenizer or new_tokenizer(args, text)
     train, valid = (torch.tensor(tokenizer.encode(t)) for t in (corpus.train, corpus.valid))
-    if len(train) <= args.context or len(valid) < 2:
-        raise UserError(
-            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
-            f"for --context {args.context}: give it more text, or a shorter --context"
-        )
-    if args.batch_size > (most := (len(train) - 1) // args.context):
-        print(f"{corpus.name} is short: --batch-size {most} instead of {args.batch_size}")
-        args.batch_size = most
+    fit_batch(args, corpus.name, len(train), len(valid))
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
-    model = model or Model(tokenizer.vocab_size, **{name: getattr(args, name) for name in MODEL})
-    model.to(device).train()
+    model = (model or new_model(args, tokenizer.vocab_size)).to(device).train()
     optimizer = new_optimizer(model, args)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype, out)
-    run = Run(*fixed, started)
+    fixed = (args, corpus, tokenizer, train, valid, model, optimizer, scaler, device, dtype)
+    run = Run(*fixed, out, started)
     if args.epochs and not args.steps:
         args.steps = max(1, round(args.epochs * steps_per_epoch(run)))
     if checkpoint:
@@ -303,20 +319,6 @@ def get_batch(run: Run) -> tuple[Tensor, Tensor]:
     return inputs.to(run.device), targets.to(run.device)
 
 
-def hide(tokens: Tensor, mask_id: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hide 15 % of the tokens (Devlin et al. 2019): (B, T) -> inputs, targets (B, T)
-
-    Of these 80 % become [MASK], 10 % any token, 10 % stay: so the model may trust none of them.
-    Targets are the tokens that were hidden, and -100, which does not count, everywhere else.
-    """
-    dice = torch.rand(tokens.shape, generator=random)
-    dice.view(-1)[dice.argmin()] *= 0.15  # one at least: the mean over none is no number
-    other = torch.randint(mask_id, tokens.shape, generator=random)
-    inputs = tokens.masked_fill(dice < 0.12, mask_id)
-    inputs = torch.where((dice >= 0.12) & (dice < 0.135), other, inputs)
-    return inputs, tokens.masked_fill(dice >= 0.15, -100)
-
-
 # ---------------------------------------------------------------------------------- evaluation
 
 
@@ -334,8 +336,7 @@ def autocast(run: Run) -> torch.autocast:
 def evaluate(run: Run) -> float:
     """Nats per token over the whole validation split: each token but the first is predicted once.
 
-    The split is read as B streams side by side, each from beginning to end. A masked model is
-    asked for the same 15 % of it each time.
+    The split is read as B streams side by side, each from beginning to end.
     """
     run.model.eval()
     predicted = len(run.valid) - 1
@@ -343,8 +344,9 @@ def evaluate(run: Run) -> float:
     length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
     inputs, targets = run.valid[:-1], run.valid[1:]
-    if run.args.objective == "masked":
+    if run.args.objective == "masked":  # the same 15 % of it each time
         inputs, targets = hide(inputs, run.model.mask_id, torch.Generator().manual_seed(0))
+        predicted = (targets != -100).sum().item()
     inputs = F.pad(inputs, (0, padding)).view(streams, length)
     targets = F.pad(targets, (0, padding), value=-100).view(streams, length)
     total, state = 0.0, None
@@ -354,25 +356,18 @@ def evaluate(run: Run) -> float:
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
         total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
-    return total / (targets != -100).sum().item()
+    return total / predicted
 
 
 def write_sample(run: Run, length: int = 80) -> str:
-    """What the model writes now, from the start of a line, with dice of its own; a masked model
-    fills in the beginning of the validation text."""
+    """What the model writes now, from the start of a line, with dice of its own."""
+    if run.args.objective == "masked":  # it cannot write: the beginning of the validation text
+        return guesses(run.model, run.tokenizer, run.valid[:length].tolist())
     run.model.eval()
-    if run.args.objective == "masked":
-        tokens = run.valid[:length].tolist()
-        hidden = [None if i % 8 == 4 else token for i, token in enumerate(tokens)]
-        guesses = [int(p.argmax()) for p in generate.fill(run.model, hidden)]
-        pairs = zip(tokens[4::8], guesses, strict=False)  # the right one, and the guess
-        names = (map(run.tokenizer.token_text, pair) for pair in pairs)
-        text = "  ".join("/".join(map(visualize.visible, pair)) for pair in names)
-    else:
-        prompt = generate.opening(run.tokenizer)
-        how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
-        tokens = generate.generate(run.model, prompt, length, **how)
-        text = run.tokenizer.decode(list(tokens)).strip("\n")
+    prompt = generate.opening(run.tokenizer)
+    how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
+    tokens = generate.generate(run.model, prompt, length, **how)
+    text = run.tokenizer.decode(list(tokens)).strip("\n")
     run.model.train()
     return text
 
@@ -431,15 +426,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Plain tensors and plain values, then the SHA-256 of all that; the whole file or none."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+
+
 def save_checkpoint(run: Run, name: str) -> None:
-    """All it takes to go on exactly from here: plain tensors and plain values, then a SHA-256."""
+    """All it takes to go on exactly from here."""
     rng = {"cpu": torch.get_rng_state()}
     if run.device != "cpu":
         rng[run.device] = getattr(torch, run.device).get_rng_state()
     checkpoint = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": type(run.model).__name__,
+        "architecture": run.name,
         "config": run.model.config,
         "tokenizer": run.tokenizer.state_dict(),
         "model": run.model.state_dict(),
@@ -450,11 +454,7 @@ def save_checkpoint(run: Run, name: str) -> None:
         "progress": {name: getattr(run, name) for name in PROGRESS},
         "rng": rng,
     }
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    with replacing(run.out / name) as temporary, temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+    write_checkpoint(run.out / name, checkpoint)
 
 
 def restore(run: Run, checkpoint: dict) -> None:
@@ -480,7 +480,7 @@ def write_results(run: Run) -> None:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
             temporary,
-            title=f"{type(run.model).__name__} on {run.corpus.name}",
+            title=f"{run.name} on {run.corpus.name}",
             bits_per_nat=run.bits_per_char(1.0),
             baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
             floor=run.corpus.floor,
@@ -562,11 +562,10 @@ def train_step(run: Run, forward: Callable) -> float:
     loss = loss_of(logits, targets)
 
     # (4) backward, clip: one wild batch must not throw the weights far away
-    run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0).item()
-    value = loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    norm, value = norm.item(), loss.item()
     if not math.isfinite(value + (0 if run.scaler.is_enabled() else norm)):  # a scaler mends these
         raise UserError(
             f"loss {value}, gradient {norm} at step {run.step + 1}: start again with a lower --lr, "
@@ -576,23 +575,30 @@ def train_step(run: Run, forward: Callable) -> float:
     # (5) step
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.optimizer.zero_grad()
     run.step += 1
     return value
+
+
+def evaluate_first(run: Run) -> None:
+    """What the model knows before its first step; and how long an evaluation takes."""
+    run.history, run.samples, run.best = [], [], math.inf
+    log(run)
+    visualize.new_figure()  # loads matplotlib, which must not count as evaluation
+    began = time.perf_counter()
+    evaluate_and_sample(run)
+    run.evaluation = time.perf_counter() - began
+    save_checkpoint(run, "last.pt")
 
 
 def train(run: Run) -> int:
     """Train to the end, or to a signal. Returns the number of that signal, or 0."""
     args, times, saved = run.args, [], time.perf_counter()
     forward = compiled(run) if args.compile else run.model
-    with Stop() as stop, tqdm(initial=run.step, total=args.steps, unit="step", disable=None) as bar:
+    bar = tqdm(initial=run.step, total=args.steps, unit="step", disable=None)
+    with Stop() as stop, bar:
         if run.step == 0:  # also where a run was killed before its first step
-            run.history, run.samples, run.best = [], [], math.inf
-            log(run)
-            visualize.new_figure()  # loads matplotlib, which must not count as evaluation
-            began = time.perf_counter()
-            evaluate_and_sample(run)
-            run.evaluation = time.perf_counter() - began
-            save_checkpoint(run, "last.pt")
+            evaluate_first(run)
         while not args.steps or run.step < args.steps:
             began = time.perf_counter()
             loss = train_step(run, forward)  # (1) to (5)
@@ -602,7 +608,8 @@ def train(run: Run) -> int:
             run.seconds += times[-1]
             run.losses = (run.losses[0] + loss, run.losses[1] + 1)
             speed = args.batch_size * args.context / times[-1]
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            text = f"loss {loss:.3f}, {speed:,.0f} tokens/s"
+            bar.set_postfix_str(text, refresh=False)
             bar.update()
             stopping = stop.signal
             if not args.steps:  # --minutes: measure a tenth, or one minute, then fix the length
@@ -758,7 +765,7 @@ def introduce(run: Run) -> str:
     size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
     return (
         f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
-        f"{type(run.model).__name__}: {parameters:,} parameters, "
+        f"{run.name}: {parameters:,} parameters, "
         f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype} | "
         f"guessing costs ln V = {math.log(size):.3f} nats/token, "
         f"a {NGRAM_ORDER}-gram {run.baseline:.3f}"
@@ -768,7 +775,8 @@ def introduce(run: Run) -> str:
 def main() -> None:
     keep_memory()
     run = prepare(parse_args())
-    ngram = NGram(run.train[:NGRAM_TOKENS].numpy(), NGRAM_ORDER, run.tokenizer.vocab_size)
+    counted = run.train[:NGRAM_TOKENS].numpy()
+    ngram = NGram(counted, NGRAM_ORDER, run.tokenizer.vocab_size)
     run.baseline = float(-ngram.log_probs(run.valid.numpy())[1:].mean())
     print(introduce(run))
     if run.args.steps and run.step >= run.args.steps:
@@ -787,7 +795,7 @@ def main() -> None:
     best = ["--checkpoint", shown(run.out / "best.pt")]
     if run.args.objective == "masked":
         print("A masked model sees both sides: its loss compares with that of masked models only.")
-        best += ["--fill", f"a text with a {generate.MASK}"]
+        best += ["--fill", f"a text with a {MASK}"]
     elif run.corpus.name == "tales":
         measure_recall(run, ngram)
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")

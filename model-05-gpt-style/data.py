@@ -11,14 +11,13 @@ of the file is a hash of the text and of the tokenizer: the same two are never e
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.data.download import DATASETS, Corpus, ensure, load_default, load_text, sha256_of
-from shared.utils.tokenizers import CharTokenizer, Tokenizer, corpus
+from shared.utils.tokenizers import Tokenizer, corpus
 
 LARGE = 50_000_000  # bytes of text that stay on disk
 VALID = 2_000_000  # tokens of one large file that are kept for validation, at most
@@ -86,10 +85,3 @@ def encode(
         ids = [ids[0][:cut], ids[0][cut:]]
     valid = tokenizer.decode(ids[1].tolist())  # its length tells bits per character
     return text._replace(valid=valid), *ids
-
-
-def alphabet_of(text_or_files: str | list[Path]) -> CharTokenizer:
-    """CharTokenizer.train, of files as well."""
-    if isinstance(text_or_files, str):
-        return CharTokenizer.train(text_or_files)
-    return CharTokenizer("".join(sorted(corpus.count(text_or_files, Counter))))

@@ -41,6 +41,7 @@ import numpy as np
 import torch
 import train
 import tuning
+from averaging import add_to_average, averaged
 from baselines import LogisticRegression, Majority, NaiveBayes, Score
 from generate import FORMAT, HERE, VERSION, Arguments, Model, command
 from llama import Llama
@@ -462,9 +463,7 @@ def train_step(run: Run) -> float:
     # (5) step
     run.optimizer.step()
     run.step += 1
-    if run.average:
-        share = max(1 - run.args.average, 1 / run.step)
-        torch._foreach_lerp_(run.average, [p.detach() for p in run.model.parameters()], share)
+    add_to_average(run)
     return value
 
 
@@ -506,7 +505,7 @@ def evaluate(run: Run) -> None:
 
 def evaluate_average(run: Run) -> None:
     """The same of the averaged weights, where there are any."""
-    with train.averaged(run):
+    with averaged(run):
         evaluate(run)
 
 

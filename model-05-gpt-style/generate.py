@@ -6,8 +6,8 @@
                             +--- state, token <----+
 
 New since model 04: the state is a cache, so that a token costs one position and not all; two
-architectures; min-p, a penalty for repetition, texts that stop, and several at once; published
-models (pretrained.py), whose texts begin and end with tokens of their own.
+architectures; min-p, a penalty for repetition, texts that stop (decoding.py), and several at once;
+published models (pretrained.py), whose texts begin and end with tokens of their own.
 
 Below train.py and interactive.py, which use what is here: loading a checkpoint, sampling, and the
 handling of arguments and errors on the command line.
@@ -33,19 +33,21 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 
 import torch
+from decoding import before, edges, encode_prompt, penalize, until, without
 from llama import Llama
 from model import GPT, Cache, State
 from pretrained import load_pretrained
 from quantize import SCHEMES, quantize
+from speed import as_fast_as_memory
 from torch import Tensor
 from tqdm import tqdm
 
 from shared import UserError
-from shared.utils.tokenizers import BPETokenizer, Tokenizer, tokenizer_from_state_dict
+from shared.utils.tokenizers import Tokenizer, tokenizer_from_state_dict
 
 Model = GPT | Llama
 MODELS = {"GPT": GPT, "Llama": Llama}
@@ -254,12 +256,6 @@ def load(args: argparse.Namespace, device: str = "cpu") -> tuple[Model, Tokenize
     return model, *rest
 
 
-def edges(checkpoint: dict) -> tuple[list[int], list[int]]:
-    """The tokens before a text, and those after which it is over: published models have such."""
-    settings = checkpoint.get("settings") or {}
-    return settings.get("begin") or [], settings.get("ends") or []
-
-
 def sample(
     logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator,
     min_p: float = 0.0,
@@ -268,8 +264,8 @@ def sample(
 
     temperature 0 takes the likeliest token, 1 draws from the model's own distribution, more
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
-    the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020), and
-    min_p > 0 those with at least that share of the likeliest one's (Nguyen et al. 2024).
+    the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
+    min_p > 0 keeps those with at least that share of the likeliest one's (Nguyen et al. 2024).
     """
     logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
@@ -286,25 +282,17 @@ def sample(
     return tokens.gather(-1, torch.multinomial(p, 1, generator=generator))
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that stand there less likely: logits (B, V), seen (B, S) -> (B, V)
-
-    Positive logits are divided by the penalty and negative ones multiplied (Keskar et al. 2019).
-    """
-    scores = logits.gather(-1, seen)
-    return logits.scatter(-1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
-
-
 @torch.inference_mode()
 def generate_batch(
     model: Model, prompt: list[int], length: int, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, seed: int = 0, never: int | None = None, min_p: float = 0.0,
-    repetition_penalty: float = 1.0, count: int = 1, ends: Sequence[int] = (),
+    top_p: float = 1.0, seed: int = 0,
+    never: int | None = None,  # a token not to draw, such as <unk>, which says nothing
+    min_p: float = 0.0, repetition_penalty: float = 1.0, count: int = 1, ends: Sequence[int] = (),
 ) -> Iterator[list[int]]:  # fmt: skip
     """Yield `length` times one token of each of `count` texts that follow the prompt.
 
-    never: a token that is not drawn, such as <unk>, which says nothing. ends: tokens after which
-    a text is over; what follows in its row means nothing. It stops when all are over.
+    ends: tokens after which a text is over; what follows in its row means nothing. It stops when
+    all are over.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -318,25 +306,13 @@ def generate_batch(
             scores[:, never] = -torch.inf
         if repetition_penalty != 1:
             scores = penalize(scores, state.tokens, repetition_penalty)
-        tokens = sample(scores, temperature, top_k, top_p, generator, min_p)  # (count, 1)
-        yield tokens.flatten().tolist()
-        over |= torch.isin(tokens, torch.tensor(ends, dtype=torch.long))
+        token = sample(scores, temperature, top_k, top_p, generator, min_p)  # (count, 1)
+        yield token.flatten().tolist()
+        over |= torch.isin(token, torch.tensor(ends, dtype=torch.long))
         if over.all():
             return
         with as_fast_as_memory(count == 1 and state.tokens.size(1) < model.context):
-            logits, state = model(tokens.to(device), state)
-
-
-@contextlib.contextmanager
-def as_fast_as_memory(one_row: bool) -> Iterator[None]:
-    """Products without oneDNN, where they have a single row: PyTorch's own loop multiplies that
-    by weights of 16 bits as fast as it can read them, and oneDNN, made for many, half as fast."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and not one_row
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
+            logits, state = model(token.to(device), state)
 
 
 def generate(model: Model, prompt: list[int], length: int, *options, **more) -> Iterator[int]:
@@ -346,11 +322,6 @@ def generate(model: Model, prompt: list[int], length: int, *options, **more) -> 
     """
     rows = generate_batch(model, prompt, length, *options, **more)
     return before((token for (token,) in rows), more.get("ends", ()))
-
-
-def before(tokens: Iterator[int], ends: Sequence[int]) -> Iterator[int]:
-    """The tokens before the first of the `ends`."""
-    return takewhile(lambda token: token not in ends, tokens)
 
 
 def kind_of(model: Model) -> str:
@@ -382,45 +353,8 @@ def show(
         print(text, end="", flush=True)
 
 
-def without(texts: Iterator[str], length: int) -> Iterator[str]:
-    """The same text but for so many characters at its start."""
-    for text in texts:
-        yield text[length:]
-        length = max(0, length - len(text))
-
-
-def until(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The same text, up to the stop string that is complete first, which is left out.
-
-    What could be the beginning of one is held back until it is clear that it is not.
-    """
-    held = ""
-    for text in texts:
-        held += text
-        found = [(held.index(stop) + len(stop), -len(stop)) for stop in stops if stop in held]
-        if found:
-            yield held[: sum(min(found))]
-            return
-        most = max((len(stop) for stop in stops), default=1) - 1
-        lengths = range(min(most, len(held)), 0, -1)
-        keep = next((n for n in lengths if any(s.startswith(held[-n:]) for s in stops)), 0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held
-
-
-def encode_prompt(tokenizer: Tokenizer, text: str, begin: Sequence[int] = ()) -> list[int]:
-    """The tokens of a prompt. Special ones in it, such as <|im_start|>, are taken as such."""
-    special = {"allowed_special": "all"} if isinstance(tokenizer, BPETokenizer) else {}
-    tokens = tokenizer.encode(text, **special)
-    there = tokens[: len(begin)] == list(begin)
-    return tokens if there or not tokens else [*begin, *tokens]
-
-
-def opening(tokenizer: Tokenizer, begin: Sequence[int] = ()) -> list[int]:
+def opening(tokenizer: Tokenizer) -> list[int]:
     """The prompt where none is given: the start of a line, if the model knows line breaks."""
-    if begin:
-        return list(begin)
     for text in ("\n", "."):  # the end of a line, or, where lines are lost, of a sentence
         with contextlib.suppress(UserError):
             if tokens := tokenizer.encode(text):
@@ -477,7 +411,7 @@ def main() -> None:
     args = parser.parse()
     model, tokenizer, checkpoint = load(args, pick_device(args.device))
     begin, ends = edges(checkpoint)
-    prompt = opening(tokenizer, begin)
+    prompt = begin or opening(tokenizer)
     if args.prompt is not None:
         prompt = encode_prompt(tokenizer, args.prompt, begin)
     if not prompt:
@@ -485,18 +419,19 @@ def main() -> None:
     seed = torch.seed() % 2**31 if args.seed is None else args.seed
     never = None if args.unk else tokenizer.unk_id
     options = args.temperature, args.top_k, args.top_p, seed, never, args.min_p
-    options = *options, args.repetition_penalty, args.num_samples, ends
-    rows = generate_batch(model, prompt, args.length, *options)
-    if args.num_samples == 1:  # printed as they are drawn
-        print(args.prompt or "", end="", flush=True)
-        show(tokenizer, prompt, before((token for (token,) in rows), ends), args.stop or ())
-        print()
+    more = dict(repetition_penalty=args.repetition_penalty, ends=ends)
+    if args.num_samples > 1:
+        rows = generate_batch(model, prompt, args.length, *options, count=args.num_samples, **more)
+        bar = tqdm(rows, total=args.length, unit="token", leave=False, disable=None)
+        for number, tokens in enumerate(zip(*bar, strict=True), start=1):
+            print(f"--- {number}\n{args.prompt or ''}", end="")
+            show(tokenizer, prompt, before(iter(tokens), ends), args.stop or ())
+            print()
         return
-    bar = tqdm(rows, total=args.length, unit="token", leave=False, disable=None)
-    for number, tokens in enumerate(zip(*bar, strict=True), start=1):
-        print(f"--- {number}\n{args.prompt or ''}", end="")
-        show(tokenizer, prompt, before(iter(tokens), ends), args.stop or ())
-        print()
+    print(args.prompt or "", end="", flush=True)
+    tokens = generate(model, prompt, args.length, *options, **more)
+    show(tokenizer, prompt, tokens, args.stop or ())
+    print()
 
 
 if __name__ == "__main__":

@@ -372,6 +372,19 @@ def end_of(tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(END, {END}) if special else tokenizer.encode(END)
 
 
+def in_template(
+    tokenizer: Tokenizer, template: str, said: list[int], line: str, room: int
+) -> list[int]:
+    """The latest exchanges that leave `room` tokens in all, then the line in its template."""
+    end, new = end_of(tokenizer), tokenizer.encode(prompt_of(template, line))
+    if said and said[-len(end) :] != end:  # it was interrupted
+        said = said + end
+    while said and len(said) + len(new) > room:  # forget the earliest exchange
+        ends = [i for i in range(len(end), len(said) + 1) if said[i - len(end) : i] == end]
+        said = said[ends[0] :]
+    return said + new
+
+
 def encode(tokenizer: Tokenizer, prompt: str, response: str, context: int) -> Row | None:
     """Prompt, response and end mark: at most `context` + 1 tokens, to read and to predict.
 

@@ -37,7 +37,7 @@ from generate import (
     remember,
     show,
 )
-from instruction_data import END, end_of, prompt_of
+from instruction_data import END, in_template
 
 from shared import UserError
 
@@ -73,17 +73,6 @@ def set_option(parser: Arguments, options: dict, line: str) -> str:
             return "error: " + parser.problems[0].replace("--", "/", 1)
         options[key] = getattr(parsed, key)
     return "  " + "  ".join(f"{k.replace('_', '-')} {v}" for k, v in options.items())
-
-
-def in_template(tokenizer, template: str, said: list[int], line: str, room: int) -> list[int]:
-    """The latest exchanges that leave `room` tokens in all, then the line in its template."""
-    end, new = end_of(tokenizer), tokenizer.encode(prompt_of(template, line))
-    if said and said[-len(end) :] != end:  # it was interrupted
-        said = said + end
-    while said and len(said) + len(new) > room:  # forget the earliest exchange
-        ends = [i for i in range(len(end), len(said) + 1) if said[i - len(end) : i] == end]
-        said = said[ends[0] :]
-    return said + new
 
 
 def reply(

@@ -68,6 +68,20 @@ def end() -> None:
         time.sleep(0.1)  # a thread of gloo's that is not done when Python ends aborts the process
 
 
+def parts_of(batch_size: int, accumulate: int, world: int) -> int:
+    """The parts in which each process computes its share of a batch, one after another.
+
+    Raises UserError where processes and parts cannot share it.
+    """
+    parts = max(1, accumulate // world)
+    if batch_size % (world * parts):
+        raise UserError(
+            f"--batch-size {batch_size} cannot be computed by {world} processes in "
+            f"--accumulate {accumulate} parts: give a multiple of {world * parts}"
+        )
+    return parts
+
+
 def share(model: nn.Module, kind: str) -> nn.Module:
     """The model as all processes train it together; fsdp changes the model itself.
 

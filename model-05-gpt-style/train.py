@@ -8,8 +8,8 @@ The loss is cross-entropy in nats per token: -ln of the probability that the mod
 token that came. Validation loss is always over the whole validation split.
 
 New since model 04: two architectures; Muon for the matrices; texts that need not fit into memory
-(data.py); batches in parts (--accumulate); an average of the weights; several processes, on one
-machine or many (parallel.py); weights to start from, our own or published (pretrained.py).
+(data.py); batches in parts (--accumulate); an average of the weights (averaging.py); several
+processes, on one machine or many (parallel.py); weights to start from (transfer.py).
 
 Shapes: B batch, T time (context), V vocabulary
 
@@ -44,26 +44,22 @@ import generate
 import numpy as np
 import parallel
 import torch
-from generate import DTYPES, FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
+from averaging import add_to_average, averaged
+from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
 from model import COPY
 from muon import Muon, Optimizers
 from ngram import NGram
-from pretrained import load_pretrained, shapes_of
+from speed import share_of_peak
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from transfer import init_from
 
 from shared import UserError
 from shared.data.download import Corpus
 from shared.data.tales import Probe, recall_probes
-from shared.utils import visualize
-from shared.utils.tokenizers import (
-    BPETokenizer,
-    Tokenizer,
-    UnigramTokenizer,
-    WordPieceTokenizer,
-    WordTokenizer,
-)
+from shared.utils import tokenizers, visualize
+from shared.utils.tokenizers import Tokenizer
 
 DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; gpt2: many GPUs
@@ -88,36 +84,26 @@ PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; g
         lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
 }  # fmt: skip
-TOKENIZERS = {  # beside char
-    "word": (WordTokenizer, {"max_size": 40_000}),
-    "bpe": (BPETokenizer, {"vocab_size": 1024}),
-    "wordpiece": (WordPieceTokenizer, {"vocab_size": 1024}),
-    "unigram": (UnigramTokenizer, {"vocab_size": 1024}),
+TOKENIZERS = {
+    "char": (tokenizers.CharTokenizer, {}),
+    "word": (tokenizers.WordTokenizer, {"max_size": 40_000}),
+    "bpe": (tokenizers.BPETokenizer, {"vocab_size": 1024}),
+    "wordpiece": (tokenizers.WordPieceTokenizer, {"vocab_size": 1024}),
+    "unigram": (tokenizers.UnigramTokenizer, {"vocab_size": 1024}),
 }
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LENGTHS = ("epochs", "steps", "minutes")
 MODEL = ("hidden_size", "layers", "dropout", "heads", "context", "copy")  # and kv_heads
 KEPT = (  # by --resume
-    "preset", "tokenizer", "vocab_size", "arch", *MODEL, "kv_heads", "optimizer", "batch_size",
-    "weight_decay", "average", "seed", "dtype",
+    "tokenizer", "vocab_size", "arch", "kv_heads", "optimizer", "average",
+    "preset", "seed", "dtype", *MODEL, "batch_size", "weight_decay",
 )  # fmt: skip
-SETTINGS = (  # in checkpoints; begin, ends: the tokens around a text of a published model
-    *KEPT, *LENGTHS, "accumulate", "lr", "save_every", "eval_every", "begin", "ends",
-)  # fmt: skip
-GENTLE = dict(optimizer="adamw", lr=0.0001)  # where weights have been trained already
+SETTINGS = (*KEPT, *LENGTHS, "lr", "save_every", "eval_every")  # stored in checkpoints
+SETTINGS += ("accumulate", "begin", "ends")  # ... of a text: a published model's tokens around it
 NGRAM_ORDER = 7
 NGRAM_TOKENS = 10_000_000  # at most, counted for the baseline
 SAVE_SECONDS = 30  # between two saves of last.pt, where --save-every says nothing
 EVALUATIONS = 5  # over a run; each reads the text twice, as the window slides
-PEAKS = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "4090": 165,
-    "3090": 71,
-    "T4": 65,
-}  # TFLOP/s, 16 bit
 
 
 @dataclass
@@ -150,6 +136,11 @@ class Run:
     samples: list[list] = field(default_factory=list)  # [step, text]
     average: list[Tensor] = field(default_factory=list)  # of the weights
 
+    @property
+    def name(self) -> str:
+        """Of the model's architecture."""
+        return generate.kind_of(self.model)
+
     def bits_per_char(self, nats: float) -> float:
         """From nats per token: one scale for all tokenizers."""
         return nats / math.log(2) * len(self.valid) / len(self.corpus.valid)
@@ -171,7 +162,7 @@ def parse_args() -> argparse.Namespace:
     names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
     parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
-    parser.choice("--tokenizer", "what a token is", ["char", *TOKENIZERS])
+    parser.choice("--tokenizer", "what a token is", list(TOKENIZERS))
     parser.number("--vocab-size", int, "tokens (pieces: 1024; words: 40000 at most)", 5, 1e7)
     parser.section("model (in brackets, here and below: preset small)")
     parser.choice("--arch", "as GPT-2 is built, or as LLaMA", ["gpt", "llama"])
@@ -200,7 +191,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--save-every", int, "steps between saves (half a minute's)", 1)
     parser.number("--eval-every", int, "steps between evaluations (a fifth of all)", 1)
     generate.add_device_flag(parser)
-    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", ["auto", *DTYPES])
+    parser.choice("--dtype", "of matrix products (auto: bfloat16 where fast)", DTYPES)
     parser.text("--compile", "try torch.compile", action="store_true", default=False)
     parser.choice("--parallel", "how processes of torchrun share the work", ["ddp", "fsdp"], "ddp")
     parser.set_defaults(begin=None, ends=None)
@@ -231,7 +222,8 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
 
 def check(args: argparse.Namespace, world: int) -> None:
     """Raises UserError for settings that do not go together."""
-    problems, new = [], not args.resume and not args.init_from
+    problems = []
+    new = not args.resume and not args.init_from
     usual = PRESETS[args.preset].get("vocab_size")  # of its own tokenizer
     if new and args.tokenizer == "char" and args.vocab_size not in (None, usual):
         problems.append("--vocab-size: --tokenizer char has all characters: leave it out")
@@ -250,82 +242,24 @@ def check(args: argparse.Namespace, world: int) -> None:
         raise UserError("; ".join(problems))
 
 
-def resume_from(name: str, device: str) -> tuple[Model, Tokenizer, dict]:
-    """What a checkpoint of this script holds. Raises UserError."""
-    path = generate.find(name)
-    found = generate.load_checkpoint(path, device)
-    if not {"settings", "rng"} <= found[2].keys():  # merged files have settings, too
-        raise UserError(f"{path} is fine-tuned: --resume it with that script, or --init-from it")
-    return found
-
-
-def init_from(args: argparse.Namespace, device: str) -> tuple[Model, Tokenizer]:
-    """The model and tokenizer to start from; their sizes become the settings of this run.
-
-    Raises UserError where flags ask for others. A context may be shorter: what stands behind it
-    is not used then, and of GPT's places not kept.
-    """
-    path = generate.find(args.init_from)
-    own = path.is_file() or path.suffix == ".pt"
-    load = generate.load_checkpoint if own else load_pretrained
-    model, tokenizer, found = load(path if own else args.init_from, device)
-    config, problems = model.config, []
-    kind = tokenizer.state_dict()["type"]
-    fixed = {name: config[name] for name in ("hidden_size", "layers", "heads", "copy")}
-    fixed |= {"kv_heads": config.get("kv_heads", config["heads"]), "tokenizer": kind}
-    fixed |= {"arch": generate.kind_of(model).lower()}
-    fixed |= {"vocab_size": None if kind == "char" else tokenizer.vocab_size}
-    for name, value in fixed.items():
-        if getattr(args, name) not in (None, value):
-            flag = f"--{name.replace('_', '-')}"
-            problems.append(f"{flag} {getattr(args, name)}: {args.init_from} has {value}")
-        setattr(args, name, value)
-    usual = PRESETS[args.preset or "small"]["context"]
-    if args.context is None:
-        args.context = config["context"] if own else min(config["context"], usual)
-    if args.context > config["context"]:
-        problems.append(f"--context {args.context}: {args.init_from} has {config['context']}")
-    if problems:
-        raise UserError(f"{'; '.join(problems)}: leave these flags out, or --init-from")
-    for name, value in GENTLE.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.dropout = config["dropout"] if args.dropout is None else args.dropout
-    args.begin, args.ends = generate.edges(found)
-    return shortened(model.float(), args.context, args.dropout), tokenizer
-
-
-def shortened(model: Model, context: int, dropout: float) -> Model:
-    """The same weights in a model of a shorter context, and with this dropout."""
-    sizes = {**model.config, "context": context, "dropout": dropout}
-    new, weights = shapes_of(type(model), sizes), model.state_dict()
-    if "places.weight" in weights:
-        weights["places.weight"] = weights["places.weight"][:context].clone()
-    new.load_state_dict(weights, assign=True)
-    if sizes["tied"]:
-        new.head.weight = new.embedding.weight
-    return new
+def new_tokenizer(args: argparse.Namespace, text: str | list[Path]) -> Tokenizer:
+    """A tokenizer trained on the text, or on files."""
+    kind, sizes = TOKENIZERS[args.tokenizer]
+    more = {name: args.vocab_size or size for name, size in sizes.items()}
+    return kind.train(text, **more)
 
 
 def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
     """The text to train on. Raises UserError if it is not that of the checkpoint to resume."""
     name = args.dataset or (checkpoint and checkpoint["dataset"]["name"])
     source = data.find(name, DATASET)
-    if checkpoint and source.corpus.sha256 != checkpoint["dataset"]["sha256"]:
+    corpus = source.corpus
+    if checkpoint and corpus.sha256 != checkpoint["dataset"]["sha256"]:
         raise UserError(
-            f"{source.corpus.name} is not the text this checkpoint was trained on "
+            f"{corpus.name} is not the text this checkpoint was trained on "
             f"({checkpoint['dataset']['name']}): resume with that one, or start a new run"
         )
     return source
-
-
-def new_tokenizer(args: argparse.Namespace, text_or_files: str | list[Path]) -> Tokenizer:
-    """A tokenizer trained on the text."""
-    if args.tokenizer == "char":
-        return data.alphabet_of(text_or_files)
-    kind, sizes = TOKENIZERS[args.tokenizer]
-    more = {name: args.vocab_size or size for name, size in sizes.items()}
-    return kind.train(text_or_files, **more)
 
 
 def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
@@ -333,6 +267,24 @@ def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
     if args.arch == "llama":
         sizes["kv_heads"] = args.kv_heads or args.heads
     return MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](vocab_size, **sizes)
+
+
+def check_own(path: Path, checkpoint: dict) -> None:
+    """Raises UserError for a checkpoint that another script made."""
+    if not {"settings", "rng"} <= checkpoint.keys():  # merged files have settings, too
+        raise UserError(f"{path} is fine-tuned: --resume it with that script, or --init-from it")
+
+
+def fit_batch(args: argparse.Namespace, name: str, train: int, valid: int) -> None:
+    """Make the batch fit a text of so many tokens. Raises UserError where the text is too short."""
+    if train <= args.context or valid < 2:
+        raise UserError(
+            f"{name} has {train} training and {valid} validation tokens, too few "
+            f"for --context {args.context}: give it more text, or a shorter --context"
+        )
+    if args.batch_size > (most := (train - 1) // args.context):
+        print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
+        args.batch_size, args.accumulate = most, 1
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -343,22 +295,20 @@ def prepare(args: argparse.Namespace) -> Run:
     out = Path(args.out or HERE / "checkpoints")
     model = tokenizer = checkpoint = None
     if args.resume:
-        model, tokenizer, checkpoint = resume_from(args.resume, device)
-        out = Path(args.out or generate.find(args.resume).parent)
+        path = generate.find(args.resume)
+        model, tokenizer, checkpoint = generate.load_checkpoint(path, device)
+        out = Path(args.out or path.parent)
+        check_own(path, checkpoint)
     elif args.init_from:
-        model, tokenizer = init_from(args, device)
+        model, tokenizer = init_from(args, device, PRESETS[args.preset or "small"])
     settle(args, checkpoint and checkpoint["settings"])
     check(args, world)
     source = find_text(args, checkpoint)
     tokenizer = tokenizer or new_tokenizer(args, source.text)
     with parallel.in_turn():  # the first process encodes a large text, the others find it done
         corpus, train, valid = data.encode(source, tokenizer, out / "tokens")
-    if len(train) <= args.context or len(valid) < 2:
-        raise UserError(
-            f"{corpus.name} has {len(train)} training and {len(valid)} validation tokens, too few "
-            f"for --context {args.context}: give it more text, or a shorter --context"
-        )
-    share_batch(args, world, (len(train) - 1) // args.context, corpus.name)
+    fit_batch(args, corpus.name, len(train), len(valid))
+    args.parts = parallel.parts_of(args.batch_size, args.accumulate, world)
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
@@ -378,19 +328,6 @@ def prepare(args: argparse.Namespace) -> Run:
         dice = [checkpoint["rng"], *checkpoint.get("others", [])]  # new processes keep their own
         restore(run, checkpoint | {"rng": dice[rank] if rank < len(dice) else {}})
     return run
-
-
-def share_batch(args: argparse.Namespace, world: int, most: int, name: str) -> None:
-    """Make the batch fit the text. Raises UserError where processes and parts cannot share it."""
-    if args.batch_size > most:
-        print(f"{name} is short: --batch-size {most} instead of {args.batch_size}")
-        args.batch_size, args.accumulate = most, 1
-    args.parts = max(1, args.accumulate // world)  # of each process
-    if args.batch_size % (world * args.parts):
-        raise UserError(
-            f"--batch-size {args.batch_size} cannot be computed by {world} processes in "
-            f"--accumulate {args.accumulate} parts: give a multiple of {world * args.parts}"
-        )
 
 
 def new_optimizer(model: Model, args: argparse.Namespace) -> Optimizers:
@@ -423,19 +360,18 @@ def get_batch(run: Run, part: int = 0) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, T), each target the token after its input, from random places.
 
     Nothing is carried from batch to batch, so the pieces need not follow one another. A batch
-    depends on seed and step alone, so a resumed run sees the same ones. Each process takes its
-    share of it, in --accumulate parts.
+    depends on seed and step alone, so a resumed run sees the same ones.
     """
     batch_size, context = run.args.batch_size, run.args.context
     random = torch.Generator().manual_seed(run.args.seed + run.step)
     starts = torch.randint(len(run.train) - context, (batch_size, 1), generator=random)
-    mine = starts[run.rank :: run.world].chunk(run.args.parts)[part]
+    mine = starts[run.rank :: run.world].chunk(run.args.parts)[part]  # of what all processes read
     places = (mine + torch.arange(context + 1)).numpy()
     batch = torch.from_numpy(run.train[places].astype(np.int64))  # (B, T + 1)
     if run.device == "cuda":  # copied while the GPU computes: nobody waits
         batch = batch.pin_memory().to("cuda", non_blocking=True)
-    batch = batch.to(run.device)
-    return batch[:, :-1], batch[:, 1:]
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    return inputs.to(run.device), targets.to(run.device)
 
 
 # ---------------------------------------------------------------------------------- evaluation
@@ -465,27 +401,29 @@ def evaluate(run: Run) -> float:
     """
     run.model.eval()
     predicted = len(run.valid) - 1
-    most = math.ceil(predicted / run.args.context)
-    streams = min(run.args.batch_size // run.args.accumulate, most)
+    at_once = run.args.batch_size // run.args.accumulate
+    streams = min(at_once, math.ceil(predicted / run.args.context))
     streams = min(max(run.world, streams), predicted)  # one at least for each process
     length = math.ceil(predicted / streams)  # of a stream; what the last one lacks is not counted
     padding = streams * length - predicted
-    inputs = F.pad(run.valid[:-1], (0, padding)).view(streams, length)[run.rank :: run.world]
-    targets = F.pad(run.valid[1:], (0, padding), value=-100).view(streams, length)
-    targets, nats, state = targets[run.rank :: run.world], 0.0, None
+    inputs, targets = run.valid[:-1], run.valid[1:]
+    inputs = F.pad(inputs, (0, padding)).view(streams, length)
+    targets = F.pad(targets, (0, padding), value=-100).view(streams, length)
+    inputs, targets = inputs[run.rank :: run.world], targets[run.rank :: run.world]
+    total, state = 0.0, None
     for t in range(0, length, run.args.context):
         chunk = slice(t, t + run.args.context)
         with autocast(run):
             logits, state = run.model(inputs[:, chunk].to(run.device), state)
-        nats += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
+        total += loss_of(logits, targets[:, chunk].to(run.device), "sum").item()
     run.model.train()
-    return parallel.total(nats) / predicted
+    return parallel.total(total) / predicted
 
 
 def write_sample(run: Run, length: int = 80) -> str:
     """What the model writes now, from the start of a line, with dice of its own."""
     run.model.eval()
-    prompt = generate.opening(run.tokenizer, run.args.begin or ())
+    prompt = run.args.begin or generate.opening(run.tokenizer)
     how = dict(temperature=0.8, seed=run.args.seed, never=run.tokenizer.unk_id)
     tokens = generate.generate(run.model, prompt, length, **how)
     text = run.tokenizer.decode(list(tokens)).strip("\n")
@@ -508,19 +446,6 @@ def evaluate_and_sample(run: Run) -> None:
         run.best = loss
         save_checkpoint(run, "best.pt")
     write_results(run)
-
-
-@contextmanager
-def averaged(run: Run) -> Iterator[None]:
-    """With --average the model holds the averaged weights meanwhile."""
-    weights = [p.data for p in run.model.parameters()]
-    for p, mean in zip(run.model.parameters(), run.average, strict=False):
-        p.data = mean
-    try:
-        yield
-    finally:
-        for p, own in zip(run.model.parameters(), weights, strict=True):
-            p.data = own
 
 
 def kept_dice(run: Run) -> AbstractContextManager:
@@ -570,17 +495,14 @@ def write_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def save_checkpoint(run: Run, name: str) -> None:
-    """All it takes to go on exactly from here.
-
-    All processes give what they have of it, the first one writes.
-    """
+    """All it takes to go on exactly from here."""
     rng = {"cpu": torch.get_rng_state()}
     if run.device != "cpu":
         rng[run.device] = getattr(torch, run.device).get_rng_state()
     checkpoint = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": generate.kind_of(run.model),
+        "architecture": run.name,
         "config": run.model.config,
         "tokenizer": run.tokenizer.state_dict(),
         "model": parallel.whole(run.model.state_dict()),
@@ -592,7 +514,7 @@ def save_checkpoint(run: Run, name: str) -> None:
         "rng": rng,
         "others": parallel.everyones(rng)[1:],  # the same of all processes but the first
     }
-    if not run.rank:
+    if not run.rank:  # all have given what they have of it, one writes
         write_checkpoint(run.out / name, checkpoint)
 
 
@@ -621,7 +543,7 @@ def write_results(run: Run) -> None:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
             temporary,
-            title=f"{generate.kind_of(run.model)} on {run.corpus.name}",
+            title=f"{run.name} on {run.corpus.name}",
             bits_per_nat=run.bits_per_char(1.0),
             baseline=(f"{NGRAM_ORDER}-gram", run.baseline),
             floor=run.corpus.floor,
@@ -694,7 +616,6 @@ def train_step(run: Run, forward: Callable) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.step, run.args)
 
-    run.optimizer.zero_grad()
     total = torch.zeros((), device=run.device)
     for part in range(run.args.parts):  # whose gradients add up
         # (2) batch
@@ -720,10 +641,9 @@ def train_step(run: Run, forward: Callable) -> float:
     # (5) step
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.optimizer.zero_grad()
     run.step += 1
-    if run.average:  # at first of few steps only, or the start would weigh for long
-        share = max(1 - run.args.average, 1 / run.step)
-        torch._foreach_lerp_(run.average, [p.detach() for p in run.model.parameters()], share)
+    add_to_average(run)
     return value
 
 
@@ -796,18 +716,6 @@ def steps_that_fit(run: Run, times: list[float]) -> int:
 
 def evaluate_every(args: argparse.Namespace) -> int:
     return args.eval_every or math.ceil(args.steps / EVALUATIONS)
-
-
-def share_of_peak(run: Run, speed: float) -> str:
-    """ ", 50 % MFU": of the operations that the GPU can do, those that the model needs (Chowdhery
-    et al. 2022, B): 6 a parameter and token, and 12 L C T a token for attention."""
-    name = torch.cuda.get_device_name() if run.device == "cuda" else ""
-    peak = next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
-    if peak is None or run.dtype == torch.float32:
-        return ""
-    weights = sum(p.numel() for p in run.model.blocks.parameters()) + run.model.head.weight.numel()
-    attention = 12 * run.args.layers * run.args.hidden_size * run.args.context
-    return f", {speed * (6 * weights + attention) / peak / run.world:.0%} MFU"
 
 
 def log(run: Run) -> None:
@@ -931,7 +839,7 @@ def introduce(run: Run) -> str:
     size, parameters = run.tokenizer.vocab_size, sum(p.numel() for p in run.model.parameters())
     return (
         f"{run.corpus.name}: {len(run.train):,} tokens, vocabulary {size} | "
-        f"{generate.kind_of(run.model)}: {parameters:,} parameters, "
+        f"{run.name}: {parameters:,} parameters, "
         f"{estimate_memory(run) / 1e6:,.0f} MB to train, {run.device}, {run.args.dtype}"
         f"{f', {run.world} processes' if run.world > 1 else ''} | "
         f"guessing costs ln V = {math.log(size):.3f} nats/token, "
@@ -961,11 +869,12 @@ def main() -> None:
         print(type_next("train.py", "--resume", shown(run.out / "last.pt")))
         parallel.end()
         sys.exit(128 + stopped)
+    best = ["--checkpoint", shown(run.out / "best.pt")]
     if run.corpus.name == "tales":
         measure_recall(run, ngram)
     parallel.end()
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
-    print(type_next("generate.py", "--checkpoint", shown(run.out / "best.pt")))
+    print(type_next("generate.py", *best))
 
 
 if __name__ == "__main__":

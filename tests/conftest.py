@@ -95,8 +95,10 @@ PATIENCE = 600  # seconds until something hangs; a crowded machine is slow
 QUICK = "--batch-size 4 --context 8 --dtype float32 --device cpu"  # for every model
 MODULES = (
     *("model", "generate", "ngram", "train", "interactive"),
-    *("embeddings", "cells", "show_attention", "show_gradients", "show_length", "looking"),
-    *("llama", "muon", "data", "parallel", "hub", "tensors", "pretrained"),
+    *("embeddings", "cells", "show_attention", "show_gradients", "show_length"),
+    *("blanks", "looking"),
+    *("llama", "muon", "averaging", "speed", "decoding", "data", "parallel"),
+    *("hub", "tensors", "pretrained", "transfer"),
     *("quantize", "lora", "baselines", "tuning", "finetune_spam"),
     *("instruction_data", "finetune_instruct", "finetune_dpo", "finetune_grpo"),
     *("metrics", "report", "evaluate"),

@@ -17,6 +17,7 @@ from conftest import MODELS, QUICK, ROOT, assert_one_line_error, modules, run_sc
 from torch import Tensor, nn
 
 from shared import UserError
+from shared.utils.tokenizers import CharTokenizer
 
 SPEC = MODELS[4]
 TINY = "--preset tiny --seed 3 --device cpu --dtype float32 --batch-size 16"
@@ -89,9 +90,9 @@ def test_a_long_message_keeps_its_beginning_and_its_end(mods):
 
 
 def test_characters_that_a_tokenizer_does_not_know_are_left_out(mods):
-    tokenizer = mods.data.alphabet_of("abc\n")
+    tokenizer = CharTokenizer.train("abc\n")
     assert tokenizer.decode(mods.finetune_spam.encode(tokenizer, "a£b5c", 100)) == "\nabc\n"
-    assert mods.finetune_spam.encode(mods.data.alphabet_of("xyz"), "abc", 100) == [0]
+    assert mods.finetune_spam.encode(CharTokenizer.train("xyz"), "abc", 100) == [0]
 
 
 def test_batches_hold_every_message_once(mods):

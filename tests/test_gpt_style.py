@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared import UserError
+from shared.utils.tokenizers import CharTokenizer
 
 SPEC = MODELS[4]
 FOLDER = ROOT / SPEC.folder
@@ -503,7 +504,7 @@ def test_a_large_text_gives_the_same_tokens_from_disk(mods, text_file, tmp_path,
 
 def test_a_text_on_disk_is_encoded_once(mods, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(mods.data, "LARGE", 1000)
-    tokenizer = mods.data.alphabet_of(text_file.read_text(encoding="utf-8"))
+    tokenizer = CharTokenizer.train(text_file.read_text(encoding="utf-8"))
     source = mods.data.find(str(text_file), "")
     _, first, _ = mods.data.encode(source, tokenizer, tmp_path)
     (file,) = tmp_path.iterdir()

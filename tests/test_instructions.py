@@ -372,7 +372,7 @@ def test_bits_per_char_of_a_model_that_knows_nothing(mods, base):
 def test_history_is_kept_as_far_as_it_fits(mods, base):
     _, tokenizer, _ = mods.generate.load_checkpoint(base)
     end, data = mods.instruction_data.end_of(tokenizer), mods.instruction_data
-    say = mods.interactive.in_template
+    say = data.in_template
     first = say(tokenizer, "short", [], "Tell a tale.", 100)
     assert first == tokenizer.encode(data.prompt_of("short", "Tell a tale."))
     said = first + tokenizer.encode("Once a fox.\n") + end

@@ -556,7 +556,7 @@ def test_gradient_norms_equal_finite_differences():
     """No word twice in a text, so that a word's row of the table is one input, however often the
     model looks it up. (The read-out gets a table of its own here: it is not an input.)"""
     text, reach = "a b c d e f g h " * 20, 6
-    tokenizer = MODS.train.WordTokenizer.train(text)
+    tokenizer = MODS.train.tokenizers.WordTokenizer.train(text)
     model = make(vocab_size=tokenizer.vocab_size, hidden_size=4).double()
     model.head.weight = nn.Parameter(model.head.weight.clone())
     with torch.enable_grad():

@@ -635,7 +635,7 @@ def hidden_kinds(vocab: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """200,000 tokens, the inputs made of them, and the targets."""
     dice = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab, (100, 2000), generator=dice)
-    return tokens, *MODS.train.hide(tokens, vocab, dice)
+    return tokens, *MODS.blanks.hide(tokens, vocab, dice)
 
 
 def assert_share(found: Tensor, expected: float) -> None:
@@ -670,14 +670,14 @@ def test_the_same_dice_hide_the_same_and_the_text_stays_as_it_was():
     again = hidden_kinds(vocab=50)
     assert torch.equal(inputs, again[1]) and torch.equal(targets, again[2])
     assert not torch.equal(inputs, hidden_kinds(vocab=50, seed=1)[1])
-    MODS.train.hide(tokens, 50, torch.Generator())
+    MODS.blanks.hide(tokens, 50, torch.Generator())
     assert torch.equal(tokens, before)
 
 
 def test_however_few_the_tokens_at_least_one_is_asked():
     """A mean over nothing is not a number."""
     for seed in range(100):
-        _, targets = MODS.train.hide(some_tokens(1, 3), VOCAB, torch.Generator().manual_seed(seed))
+        _, targets = MODS.blanks.hide(some_tokens(1, 3), VOCAB, torch.Generator().manual_seed(seed))
         assert (targets != -100).any(), seed
 
 
@@ -696,26 +696,26 @@ def test_a_masked_model_sees_both_sides_and_has_a_token_for_the_blank():
 
 def test_a_causal_model_fills_one_blank_after_the_other():
     model = make()
-    first, second = MODS.generate.fill(model, [3, None, 5, 7, None, 2])
+    first, second = MODS.blanks.fill(model, [3, None, 5, 7, None, 2])
     with torch.inference_mode():
         assert_close(first, model(torch.tensor([[3]]))[0][0, -1].softmax(0))
         given = torch.tensor([[3, int(first.argmax()), 5, 7]])
         assert_close(second, model(given)[0][0, -1].softmax(0))
-    again = MODS.generate.fill(model, [3, None, 6, 8, None, 1])
+    again = MODS.blanks.fill(model, [3, None, 6, 8, None, 1])
     assert torch.equal(again[0], first) and not torch.allclose(again[1], second)
-    at_the_start = MODS.generate.fill(model, [None, 5])
+    at_the_start = MODS.blanks.fill(model, [None, 5])
     assert at_the_start[0].shape == (VOCAB,)
     assert_close(at_the_start[0].sum(), torch.tensor(1.0))
 
 
 def test_a_masked_model_fills_all_blanks_at_once_from_both_sides():
     model = make(objective="masked")
-    found = MODS.generate.fill(model, [3, None, 5, 7, None, 2])
+    found = MODS.blanks.fill(model, [3, None, 5, 7, None, 2])
     with torch.inference_mode():
         logits = model(torch.tensor([[3, VOCAB, 5, 7, VOCAB, 2]]))[0][0]
     assert_close(torch.stack(found), logits[[1, 4]].softmax(-1))
     for other in ([4, None, 5, 7, None, 2], [3, None, 5, 7, None, 1]):  # before, and behind
-        for p, q in zip(MODS.generate.fill(model, other), found, strict=True):
+        for p, q in zip(MODS.blanks.fill(model, other), found, strict=True):
             assert not torch.allclose(p, q)
 
 
@@ -736,7 +736,7 @@ def test_the_spaces_at_a_blank_belong_to_its_token(name):
         "bpe": ("The", " of the king"),
         "unigram": ("The", " of the king"),
     }[name]
-    blanks = functools.partial(MODS.generate.blanks, tokenizer)
+    blanks = functools.partial(MODS.blanks.blanks, tokenizer)
     encode = tokenizer.encode
     assert blanks("The [MASK] of the king") == [*encode(before), None, *encode(behind)]
     assert blanks("[MASK]") == [None]
@@ -753,7 +753,7 @@ def test_the_true_tokens_in_the_blanks_make_the_text_again(name):
     found, places = line.split(" "), []
     for i, word in enumerate(found):
         text = " ".join([*found[:i], "[MASK]", *found[i + 1 :]])
-        tokens = MODS.generate.blanks(tokenizer, text)
+        tokens = MODS.blanks.blanks(tokenizer, text)
         true, at = tokenizer.encode(line), tokens.index(None)
         if len(true) != len(tokens) or true[at] == tokenizer.unk_id:
             continue  # the word is several tokens, or none
@@ -764,7 +764,7 @@ def test_the_true_tokens_in_the_blanks_make_the_text_again(name):
         assert [found[i] for i in places] == [word for word in found if len(word) == 1]
     assert places
     text = " ".join("[MASK]" if i in places else word for i, word in enumerate(found))
-    tokens, true = MODS.generate.blanks(tokenizer, text), tokenizer.encode(line)
+    tokens, true = MODS.blanks.blanks(tokenizer, text), tokenizer.encode(line)
     assert tokens.count(None) == len(places)
     pairs = zip(tokens, true, strict=True)
     assert [right if token is None else token for token, right in pairs] == true
@@ -773,17 +773,17 @@ def test_the_true_tokens_in_the_blanks_make_the_text_again(name):
 def test_a_word_after_a_blank_keeps_its_place_in_the_quotes():
     """Whether a quotation mark opens or closes depends on those before the blank."""
     text = 'Once a fox said, "Go home," and the hen said, "No!"'
-    tokenizer = MODS.train.WordTokenizer.train(text)
+    tokenizer = MODS.train.tokenizers.WordTokenizer.train(text)
     for word in ("fox", "home", "hen", "No"):
         true = tokenizer.encode(text)
         true[true.index(tokenizer.id_of[word])] = None
-        assert MODS.generate.blanks(tokenizer, text.replace(word, "[MASK]")) == true
+        assert MODS.blanks.blanks(tokenizer, text.replace(word, "[MASK]")) == true
 
 
 def test_choices_are_one_line_each_likeliest_first():
     """Even where the choice is a line break."""
-    tokenizer = MODS.train.CharTokenizer("\n ab")
-    lines = MODS.generate.bars(tokenizer, torch.tensor([0.5, 0.25, 0.25, 0])).split("\n")
+    tokenizer = MODS.train.tokenizers.CharTokenizer("\n ab")
+    lines = MODS.blanks.bars(tokenizer, torch.tensor([0.5, 0.25, 0.25, 0])).split("\n")
     assert len(lines) == 4
     assert "50.0 %" in lines[0] and lines[0].count("█") == 20
     assert "·" in lines[1] and lines[1].count("█") == 10
@@ -1038,7 +1038,7 @@ def test_fill_prints_what_could_stand_in_each_blank(made, write, objective):
     _, *parts = result.out.split("[MASK]")
     model, tokenizer, _ = MODS.generate.load_checkpoint(path)
     a, o, x = map(tokenizer.encode, ("a ", "o", "x"))
-    expected = MODS.generate.fill(model, [*a, None, *o, None, *x])
+    expected = MODS.blanks.fill(model, [*a, None, *o, None, *x])
     for part, p in zip(parts, expected, strict=True):
         assert_offered(choices(part), tokenizer, p)
     assert write(path, ["--fill", text]) == result  # no dice
@@ -1241,7 +1241,7 @@ def test_a_line_with_a_blank_shows_what_could_stand_there(made, talk, objective)
     model, tokenizer, _ = MODS.generate.load_checkpoint(made(f"--objective {objective}"))
     out = after_header(talk("a [MASK]x", "[MASK] far too long", how=f"--objective {objective}"))
     tokens = [*tokenizer.encode("a "), None, *tokenizer.encode("x")]
-    assert_offered(choices(out), tokenizer, MODS.generate.fill(model, tokens)[0])
+    assert_offered(choices(out), tokenizer, MODS.blanks.fill(model, tokens)[0])
     assert out.count("error: ") == 1 and out.rstrip().splitlines()[-1].startswith("error: ")
 
 

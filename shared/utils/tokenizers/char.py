@@ -10,10 +10,13 @@ model must carry what it knows across all of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from shared import UserError
 from shared.utils.tokenizers.base import Tokenizer
+from shared.utils.tokenizers.corpus import count
 
 
 class CharTokenizer(Tokenizer):
@@ -26,13 +29,15 @@ class CharTokenizer(Tokenizer):
         self.id_of = {character: index for index, character in enumerate(characters)}
 
     @classmethod
-    def train(cls, text: str) -> CharTokenizer:
-        """The alphabet of `text`.
+    def train(cls, text_or_files: str | Path | list[Path]) -> CharTokenizer:
+        """The alphabet of a text, or of UTF-8 files. Raises UserError for what it cannot read.
 
         >>> CharTokenizer.train("hello").tokens
         ['e', 'h', 'l', 'o']
         """
-        return cls("".join(sorted(set(text))))
+        in_memory = isinstance(text_or_files, str)
+        found = set(text_or_files) if in_memory else count(text_or_files, Counter)
+        return cls("".join(sorted(found)))
 
     def encode(self, text: str) -> list[int]:
         """One id a character. Raises UserError that names the characters not in the vocabulary.
