@@ -9,7 +9,7 @@ token that came. Validation loss is always over the whole validation split.
 
 Shapes: B batch, T time (context), V vocabulary
 
-    python train.py                                  # two minutes on a laptop
+    python train.py                                  # three minutes on a laptop
     python train.py --dataset my_novel.txt --preset tiny
     python train.py --resume checkpoints/last.pt     # go on, exactly where it stopped
 """
