@@ -126,7 +126,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 def parse_args() -> argparse.Namespace:
     parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
-    names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
+    names = "tales, tales-25mb, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
     parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
     parser.section("model (in brackets, here and below: preset small)")
@@ -733,7 +733,7 @@ def main() -> None:
         print(type_next("train.py", "--resume", shown(run.out / "last.pt")))
         sys.exit(128 + stopped)
     best = ["--checkpoint", shown(run.out / "best.pt")]
-    if run.corpus.name == "tales":
+    if run.corpus.floor is not None:  # tales
         measure_recall(run, ngram)
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
     print(type_next("generate.py", *best))

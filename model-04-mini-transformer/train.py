@@ -141,7 +141,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 def parse_args() -> argparse.Namespace:
     parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
-    names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
+    names = "tales, tales-25mb, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
     parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
     parser.choice("--tokenizer", "what a token is", list(TOKENIZERS))
@@ -796,7 +796,7 @@ def main() -> None:
     if run.args.objective == "masked":
         print("A masked model sees both sides: its loss compares with that of masked models only.")
         best += ["--fill", f"a text with a {MASK}"]
-    elif run.corpus.name == "tales":
+    elif run.corpus.floor is not None:  # tales
         measure_recall(run, ngram)
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")
     print(type_next("generate.py", *best))

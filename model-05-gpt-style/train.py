@@ -159,7 +159,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "bits_per_char
 def parse_args() -> argparse.Namespace:
     parser = Arguments(__doc__.partition("\n")[0], "train.py", PRESETS["small"])
     parser.section("data and size")
-    names = "tales, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a text file"
+    names = "tales, tales-25mb, tiny-shakespeare, wikitext-2, tinystories, python-stdlib or a file"
     parser.text("--dataset", f"{names} ({DATASET}, or tales where that cannot be had)")
     parser.choice("--preset", "sets all that is not given (small)", list(PRESETS))
     parser.choice("--tokenizer", "what a token is", list(TOKENIZERS))
@@ -870,7 +870,7 @@ def main() -> None:
         parallel.end()
         sys.exit(128 + stopped)
     best = ["--checkpoint", shown(run.out / "best.pt")]
-    if run.corpus.name == "tales":
+    if run.corpus.floor is not None:  # tales
         measure_recall(run, ngram)
     parallel.end()
     print(f"{verdict(run)}\nPictures and samples are in {shown(run.out)}. Let it write:")

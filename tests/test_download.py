@@ -714,10 +714,11 @@ def tales(monkeypatch):
     return asked
 
 
-def test_tales_has_a_floor(tales):
-    corpus = d.load_text("tales")
-    assert tales == [(5_000_000, 1, "train"), (250_000, 2, "valid")]
-    assert (corpus.name, corpus.floor) == ("tales", 1.25)
+@pytest.mark.parametrize(("name", "size"), [("tales", 5_000_000), ("tales-25mb", 25_000_000)])
+def test_tales_has_a_floor(tales, name, size):
+    corpus = d.load_text(name)
+    assert tales == [(size, 1, "train"), (250_000, 2, "valid")]
+    assert (corpus.name, corpus.floor) == (name, 1.25)
     assert corpus.train.startswith("train") and corpus.valid.startswith("valid")
 
 

@@ -195,7 +195,12 @@ DATASETS: dict[str, Dataset] = {
         "instructions and answers for model-05-gpt-style/finetune_instruct.py and finetune_dpo.py",
     ),
 }
-BUILT_IN = {"tales": "written by shared/data/tales.py", "python-stdlib": "this Python's own source"}
+BUILT_IN = {
+    "tales": "written by shared/data/tales.py",
+    "tales-25mb": "five times as many tales to train on, the same to validate with",
+    "python-stdlib": "this Python's own source",
+}
+TALES = {"tales": 5_000_000, "tales-25mb": 25_000_000}  # characters to train on
 
 
 # ---------------------------------------------------------------------------------------------
@@ -594,7 +599,7 @@ class Corpus(NamedTuple):
     train: str
     valid: str
     sha256: str  # of both texts, hex: recorded in checkpoints; a resume checks it
-    floor: float | None  # entropy of `valid` in bits per character; known for tales only
+    floor: float | None  # entropy of `valid` in bits per character; of tales, else None
 
 
 def data_dir() -> Path:
@@ -653,17 +658,18 @@ def ensure(
 def load_text(name_or_path: str, data_dir: str | os.PathLike[str] | None = None) -> Corpus:
     """The training and validation text of a named dataset or of a UTF-8 text file.
 
-    tales: 5,000,000 and 250,000 characters, written now. wikitext-2 and tinystories: their own
+    tales: 5,000,000 and 250,000 characters, written now; tales-25mb: 25,000,000 to train on, which
+    begin with those of tales, and the same to validate with. wikitext-2 and tinystories: their own
     splits (tinystories is 2 GB of text and takes about 4 to 8 GB of memory). python-stdlib: every
     tenth file is validation. tiny-shakespeare and files: the first 90 % train, the rest valid.
     A named dataset that is not on disk is downloaded. Raises UserError.
     """
     name = name_or_path
     floor = None
-    if name == "tales":
+    if name in TALES:
         from shared.data.tales import write_corpus
 
-        train, _ = write_corpus(5_000_000, 1, "train")
+        train, _ = write_corpus(TALES[name], 1, "train")
         valid, floor = write_corpus(250_000, 2, "valid")
     elif name == "python-stdlib":
         train, valid = python_stdlib()
