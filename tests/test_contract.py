@@ -351,6 +351,7 @@ def test_generate_without_a_seed_differs_each_time(spec, mods, trained, run_main
     assert len(texts) == 3
 
 
+@pytest.mark.slow
 @copied("find")
 def test_generate_takes_a_relative_checkpoint_from_inside_and_from_the_root(spec, folder_copy):
     flags = "--checkpoint checkpoints/best.pt --length 20 --seed 1 --device cpu"

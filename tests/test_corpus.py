@@ -117,6 +117,7 @@ def seconds(length: int, filler: str) -> float:
     return took
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filler", ["x", "x  ", "a  b c", "\n\n"])
 def test_a_text_without_boundaries_takes_linear_time(filler):
     short = min(seconds(500_000, filler) for _ in range(3))
@@ -289,6 +290,7 @@ def test_an_impossible_number_of_processes_is_refused(processes):
         count("text", pieces, processes)
 
 
+@pytest.mark.slow
 def test_other_ways_to_start_a_process_give_the_same(small_chunks, monkeypatch, tmp_path):
     """Windows and macOS have no fork: everything that a worker needs is pickled there."""
     spawn = multiprocessing.get_context("spawn")
@@ -519,6 +521,7 @@ def soon(condition) -> bool:
     return True
 
 
+@pytest.mark.slow
 @linux
 def test_memory_is_a_few_chunks_and_never_the_text(tmp_path):
     script = started(tmp_path, megabytes=60, pause=0)

@@ -239,6 +239,7 @@ CASES = [("finetune_dpo", ""), ("finetune_dpo", "--lora --rank 2"), ("finetune_g
          ("finetune_grpo", "--reward model --kl 0")]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "flags"), CASES)
 def test_a_run_that_was_stopped_goes_on_to_the_bit(
     mods, run_main, start, tmp_path, monkeypatch, script, flags

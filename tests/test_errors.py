@@ -465,6 +465,7 @@ def test_ctrl_c_before_training_ends_without_a_traceback(mods, train, text_file,
     assert result.status == 130 and result.err == ""
 
 
+@pytest.mark.slow
 @copied("command")
 def test_real_processes_end_like_that_too(spec, tmp_path):
     """One of each script: the exit status and the one line are the process's own."""

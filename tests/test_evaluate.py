@@ -198,6 +198,7 @@ def test_a_true_tale_never_contradicts_itself(mods):
         assert mods.metrics.contradictions(part) == ([], "unfinished")
 
 
+@pytest.mark.slow
 def test_every_wrong_answer_to_a_probe_is_found_and_nothing_else(mods):
     kinds = set()
     for seed in range(12):
@@ -322,6 +323,7 @@ def test_perplexity_is_that_of_the_text_from_beginning_to_end(mods, base, text_f
     assert f"{loss:.4f}" in done.out and f"{math.exp(loss):.4f}" in done.out
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_and_not_done_again(mods, base, text_file, tmp_path, run, monkeypatch):
     flags = words("--checkpoint", base, "--dataset", text_file, "--limit 4")
     whole = run(flags, out="whole")
@@ -417,6 +419,7 @@ def test_the_report_on_spam_counts_right(mods, spam, tmp_path, run):
     assert measures(tmp_path / "out", "robustness")["as it is"] == found["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["", "--quantize int8"])
 def test_obedience_is_that_of_finetune_instruct(mods, told, tmp_path, run, flags):
     done = run("--checkpoint", told, "--what instructions --test 6", flags)
@@ -431,6 +434,7 @@ def test_obedience_is_that_of_finetune_instruct(mods, told, tmp_path, run, flags
     assert measures(tmp_path / "out", "instructions")["instructions obeyed"][0] == found.obeyed
 
 
+@pytest.mark.slow
 def test_files_of_adapters_are_loaded_on_their_base(mods, told, tmp_path, run, monkeypatch):
     monkeypatch.setattr(mods.tuning, "draw_losses", lambda *_, **__: None)
     flags = "--preset tiny --examples 8 --test 2 --lora --template short --lr 0.1"

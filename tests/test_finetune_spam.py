@@ -277,6 +277,7 @@ def test_the_majority_is_what_most_are(mods):
 # --------------------------------------------------------------------------------------- the runs
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_prints_the_baselines_beside(mods, messages, run_main, tmp_path):
     flags = words(TINY, "--dataset", messages, "--out", tmp_path)
     result = run_main(mods.finetune_spam, flags, "--epochs 12 --lr 0.02")

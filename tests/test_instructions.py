@@ -254,6 +254,7 @@ def weights(mods, path: Path) -> dict:
     return saved.get("adapters") or saved["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", ["", "--no-mask-instructions --template short", "--lora --rank 2"]
 )
@@ -385,6 +386,7 @@ def test_history_is_kept_as_far_as_it_fits(mods, base):
     assert say(tokenizer, "short", interrupted, "Tell a story.", 100) == second
 
 
+@pytest.mark.slow
 def test_one_talks_to_the_result(base, tmp_path):
     script = ROOT / FOLDER / "finetune_instruct.py"
     done = run_script(script, SMALL, "--checkpoint", base, "--out", tmp_path)
