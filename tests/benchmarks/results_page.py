@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -374,6 +375,26 @@ def draw(store: dict[str, dict], folder: Path) -> None:
     path, label = folder / "results-tales.png", "characters of text read in training"
     if curves:
         visualize.plot_curves(curves, path, "Tales: the runs of the recall test", label, lines)
+        draw_recall(store, folder / "recall.png")
+
+
+def draw_recall(store: dict[str, dict], path: Path) -> None:
+    """The front page's picture, from what the store has kept of each run's recall.csv."""
+    answers = {}
+    for name in RUNS:
+        if "recall" in store.get(name, {}) and not name.endswith(("-plain", "-short")):
+            answers |= store[name]["recall"]
+    answers.pop("7-gram", None)  # of several tokenizers
+    answers = {name: answers[name] for name in sorted(answers, key=lambda n: "gram" not in n)}
+    lines = ["model,kind,distance,choices,right"]
+    for name, cells in answers.items():
+        for at, (right, asked, chance) in cells.items():
+            choices = round(asked / chance)
+            lines += [f"{name},,{at},{choices},{int(i < right)}" for i in range(asked)]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "recall.csv"
+        table.write_text("\n".join(lines), encoding="utf-8")
+        visualize.plot_recall([table], path)
 
 
 def read(line: list[float]) -> float:
@@ -437,9 +458,9 @@ of the validation split, and no model can go lower."""
 BY_HAND = """### Longer
 
 The runs of the [recall test](#who-remembers). They were made by hand with the command of the \
-row, on this machine, while other programs used it, too, so that their times say little. This \
-page's command reads their files and does not measure them again. What the files do not say is \
-left out."""
+row, on machines of two cores, most while other programs ran there, so that their times say \
+little. This page's command reads their files and does not measure them again. What the files do \
+not say is left out."""
 
 TALES_CURVES = """![Loss on tales](images/results-tales.png)
 
