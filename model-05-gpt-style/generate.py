@@ -393,8 +393,8 @@ def add_quantize_flag(parser: Arguments) -> None:
 
 
 def add_dtype_flag(parser: Arguments) -> None:
-    # A token costs reading all weights once: in half the bytes, half the time or less.
-    help = "of the weights (that of the file); bfloat16 writes faster, and is less exact"
+    # A token costs reading all weights once: half the bytes may be half the time, or less.
+    help = "of the weights (that of the file); bfloat16 may write faster, and is less exact"
     parser.choice("--dtype", help, list(DTYPES))
 
 

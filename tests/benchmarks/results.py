@@ -84,10 +84,15 @@ RECALL = {  # as the READMEs have it
     "recall-04": ("04", f"{TRANSFORMER} --steps 3000 --copy pointer"),
     "recall-05-plain": ("05", f"{GPT} --steps 1200 --eval-every 600"),
     "recall-05-short": ("05", f"{GPT} --steps 1200 --copy pointer --eval-every 400"),
-    "recall-05": (
+    "recall-05-few": (
         "05",
         "--dataset tales --tokenizer bpe --vocab-size 4096 --context 256 --batch-size 8 "
         "--lr 0.01 --weight-decay 0.2 --dropout 0 --steps 1500 --eval-every 500 --copy pointer",
+    ),
+    "recall-05": (
+        "05",
+        "--dataset tales-25mb --tokenizer bpe --vocab-size 4096 --context 512 --batch-size 4 "
+        "--lr 0.006 --weight-decay 0.2 --steps 4800 --eval-every 1200 --copy pointer",
     ),
 }
 

@@ -37,7 +37,8 @@ RUNS = {  # the runs on tales that were made by hand
     "recall-04": "transformer + pointer",
     "recall-05-plain": "GPT-style",
     "recall-05-short": "GPT-style + pointer",
-    "recall-05": "GPT-style + pointer, longer tokens",
+    "recall-05-few": "GPT-style + pointer, longer tokens",
+    "recall-05": "GPT-style + pointer, more stories",
 }
 EXPECTED = [  # the names of all rows
     *NGRAMS,
@@ -382,7 +383,7 @@ def draw_recall(store: dict[str, dict], path: Path) -> None:
     """The front page's picture, from what the store has kept of each run's recall.csv."""
     answers = {}
     for name in RUNS:
-        if "recall" in store.get(name, {}) and not name.endswith(("-plain", "-short")):
+        if "recall" in store.get(name, {}) and not name.endswith(("-plain", "-short", "-few")):
             answers |= store[name]["recall"]
     answers.pop("7-gram", None)  # of several tokenizers
     answers = {name: answers[name] for name in sorted(answers, key=lambda n: "gram" not in n)}
