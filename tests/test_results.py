@@ -87,7 +87,7 @@ def test_every_figure_has_a_command_that_its_script_understands(name, monkeypatc
         train = modules(path.parent.name).train
         args = train.parse_args()
         train.settle(args, None)
-        assert args.dataset in ("tales", "tiny-shakespeare")
+        assert args.dataset in ("tales", "tales-25mb", "tiny-shakespeare")
     else:
         source = path.read_text(encoding="utf-8")
         assert all(f'"{flag}"' in source for flag in arguments if flag.startswith("--"))
