@@ -600,7 +600,7 @@ def test_file_splits_90_10_with_line_ends_and_byte_order_mark_gone(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "neither a dataset nor a file: choose tales, tales-25mb, python-stdlib, tiny-shakespeare"),
+        (None, "neither a dataset nor a file: choose tales, tales-25mb, python-stdlib, tiny"),
         (b"", "is empty: "),
         (b"\xef\xbb\xbf", "is empty: "),
         (b"x", "only one character: "),
