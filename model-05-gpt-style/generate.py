@@ -331,7 +331,7 @@ def kind_of(model: Model) -> str:
 
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
-    return "GPT" + " + pointer" * (config["copy"] == "pointer")
+    return "GPT" + {"none": "", "pointer": " + pointer", "words": " + words"}[config["copy"]]
 
 
 def remember(tokens: Iterator[int], written: list[int]) -> Iterator[int]:

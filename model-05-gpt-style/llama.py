@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from model import Cache, Pointer, State, attend
+from model import POINTERS, Cache, State, attend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,7 +161,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(hidden_size, eps)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
-        self.pointer = None if copy == "none" else Pointer(self.config)
+        self.pointer = POINTERS[copy](self.config)
         self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
     def start(self) -> None:
@@ -215,9 +215,10 @@ class Llama(nn.Module):
         for block in self.blocks:
             x = block(x, mask, cache, self.drop, turn)
         x = self.norm(x)
-        logits = self.head(x)
-        if self.pointer is not None:
-            logits = self.pointer(logits, x, tokens, mask, cache)
+        if self.pointer is None:
+            logits = self.head(x)
+        else:
+            logits = self.pointer(x, tokens, self.embedding, self.head, mask, cache)
         if cache is not None:
             cache.length += T
         return logits

@@ -34,8 +34,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-COPY = ("none", "pointer")
-
 
 class Cache:
     """The keys and values of all that has been read, with room for `context` tokens.
@@ -155,10 +153,10 @@ class Pointer(nn.Module):
         nn.init.constant_(self.gate.bias, math.log(config["vocab_size"] / config["context"]) - 2)
 
     def forward(
-        self, logits: Tensor, outputs: Tensor, words: Tensor, mask: Tensor | None,
-        cache: Cache | None,
+        self, outputs: Tensor, words: Tensor, embedding: nn.Module, head: nn.Module,
+        mask: Tensor | None, cache: Cache | None,
     ) -> Tensor:  # fmt: skip
-        """logits (B, T, V), outputs (B, T, C), words (B, S), the last T theirs -> (B, T, V)"""
+        """outputs (B, T, C), words (B, S), the last T theirs -> logits (B, T, V)"""
         q, k = self.query(outputs), self.key(outputs)
         q, k = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k))
         if cache is not None:
@@ -167,7 +165,7 @@ class Pointer(nn.Module):
         scores = F.pad(scores.sum(dim=1).float()[..., :-1], (1, 0))  # the first word has no key
         if mask is not None:
             scores = scores + mask
-        return self.copy(logits.float(), outputs, scores, words)
+        return self.copy(head(outputs).float(), outputs, scores, words)
 
     def copy(self, logits: Tensor, outputs: Tensor, scores: Tensor, words: Tensor) -> Tensor:
         """Let words be copied: logits (B, T, V), scores (B, T, S), words (B, S) -> logits
@@ -189,6 +187,59 @@ class Pointer(nn.Module):
         return logits.scatter_add(2, index, gain)
 
 
+class WordPointer(Pointer):
+    """A pointer that misses nothing that was said: model 04's, with three additions.
+
+    - A word's key is the word itself as well. The first word of a text follows no output.
+    - `Umber` and ` Umber` are two tokens and one word. Both may be said; which, the output says.
+    - What it points at it also reads. Who had seven and gave three has four left: that number may
+      stand nowhere, so the two that do must reach the read-out.
+    """
+
+    def __init__(self, config: dict) -> None:
+        super().__init__(config)
+        C, size = config["hidden_size"], self.key.out_features
+        self.own, self.value = nn.Linear(C, size, bias=False), nn.Linear(C, C, bias=False)
+        self.first, self.blank = nn.Parameter(torch.zeros(size)), nn.Linear(C, 1)
+        for begin in (self.own.weight, self.value.weight):
+            nn.init.zeros_(begin)  # as the pointer without them
+        # The token of each word without and with a blank before it; see `join`.
+        self.register_buffer("forms", torch.arange(config["vocab_size"]).repeat(2, 1))  # (2, V)
+
+    def join(self, texts: list[str]) -> None:
+        """Make tokens one word that differ only in a blank before it: the text of each token."""
+        ids = {text: index for index, text in enumerate(texts)}
+        for text, bare in ids.items():
+            if text.isalpha() and (spaced := ids.get(f" {text}")):
+                self.forms[:, [bare, spaced]] = torch.tensor([[bare], [spaced]])
+
+    def forward(
+        self, outputs: Tensor, words: Tensor, embedding: nn.Module, head: nn.Module,
+        mask: Tensor | None, cache: Cache | None,
+    ) -> Tensor:  # fmt: skip
+        """outputs (B, T, C), words (B, S), the last T theirs -> logits (B, T, V)"""
+        bare, spaced = self.forms[:, words]  # each (B, S)
+        read = embedding(bare).to(outputs.dtype)  # (B, S, C)
+        q, k, own = self.query(outputs), self.key(outputs), self.own(read[:, -outputs.size(1) :])
+        q, k, own = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k, own))
+        if cache is not None:
+            k, own = cache.append(self.layer, k, own)  # (B, H, S, D)
+        first = self.first.to(k.dtype).view(1, self.heads, 1, -1).expand(len(k), -1, -1, -1)
+        k = torch.cat((first, k[:, :, :-1]), dim=2) + own
+        scores = (q / (q.size(1) * q.size(3)) ** 0.5) @ k.transpose(2, 3)
+        scores = scores.sum(dim=1).float()  # (B, T, S)
+        if mask is not None:
+            scores = scores + mask
+        seen = scores.softmax(dim=2).to(read.dtype) @ read  # (B, T, C)
+        logits = head(outputs + self.value(seen)).float()
+        blank = self.blank(outputs).float()  # log-odds of one before the word
+        scores = torch.cat((scores + F.logsigmoid(-blank), scores + F.logsigmoid(blank)), dim=2)
+        return self.copy(logits, outputs, scores, torch.cat((bare, spaced), dim=1))
+
+
+POINTERS = {"none": lambda config: None, "pointer": Pointer, "words": WordPointer}  # --copy
+
+
 class GPT(nn.Module):
     """Embeddings and places, a stack of blocks, a read-out; GPT-2 with its usual arguments."""
 
@@ -208,7 +259,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
-        self.pointer = None if copy == "none" else Pointer(self.config)
+        self.pointer = POINTERS[copy](self.config)
         self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
     def start(self) -> None:
@@ -260,9 +311,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, mask, cache, self.drop)
         x = self.norm(x)
-        logits = self.head(x)
-        if self.pointer is not None:
-            logits = self.pointer(logits, x, tokens, mask, cache)
+        if self.pointer is None:
+            logits = self.head(x)
+        else:
+            logits = self.pointer(x, tokens, self.embedding, self.head, mask, cache)
         if cache is not None:
             cache.length += T
         return logits

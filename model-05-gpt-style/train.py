@@ -46,7 +46,7 @@ import parallel
 import torch
 from averaging import add_to_average, averaged
 from generate import FORMAT, HERE, MODELS, VERSION, Arguments, Model, command
-from model import COPY
+from model import POINTERS
 from muon import Muon, Optimizers
 from ngram import NGram
 from speed import share_of_peak
@@ -171,7 +171,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
     parser.number("--kv-heads", int, "of keys and values, llama only (as many as --heads)", 1, 1000)
-    parser.choice("--copy", "whether words of the text so far may be pointed at", list(COPY))
+    parser.choice("--copy", "whether words of the text so far may be pointed at", list(POINTERS))
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)
@@ -262,11 +262,14 @@ def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
     return source
 
 
-def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
+def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> Model:
     sizes = {name: getattr(args, name) for name in MODEL}
     if args.arch == "llama":
         sizes["kv_heads"] = args.kv_heads or args.heads
-    return MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](vocab_size, **sizes)
+    model = MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](tokenizer.vocab_size, **sizes)
+    if args.copy == "words":
+        model.pointer.join([tokenizer.token_text(index) for index in range(tokenizer.vocab_size)])
+    return model
 
 
 def check_own(path: Path, checkpoint: dict) -> None:
@@ -312,7 +315,7 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
-    model = (model or new_model(args, tokenizer.vocab_size)).to(device).train()
+    model = (model or new_model(args, tokenizer)).to(device).train()
     shared = parallel.share(model, args.parallel)
     torch.manual_seed(args.seed + rank)  # each process has dropout of its own
     optimizer = new_optimizer(model, args)

@@ -44,20 +44,32 @@ def mods() -> SimpleNamespace:
 
 
 @pytest.fixture(
-    params=["GPT", "Llama", "Llama, 2 keys for 4 queries", "GPT, pointer", "Llama, 2 keys, pointer"]
+    params=[
+        "GPT",
+        "Llama",
+        "Llama, 2 keys for 4 queries",
+        "GPT, pointer",
+        "Llama, 2 keys, pointer",
+        "GPT, words",
+        "Llama, 2 keys, words",
+    ]  # fmt: skip
 )
 def model(request, mods) -> nn.Module:
     """A small model in evaluation mode with weights that are not small."""
     kind = mods.model.GPT if "GPT" in request.param else mods.llama.Llama
     more = {"kv_heads": 2} if "2 keys" in request.param else {}
-    if "pointer" in request.param:
-        more["copy"] = "pointer"
+    if "pointer" in request.param or "words" in request.param:
+        more["copy"] = request.param.split()[-1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(VOCAB, hidden_size=32, layers=3, heads=4, context=16, **more).eval()
         for name, weight in model.named_parameters():
             if not name.startswith("pointer"):  # whose scores would be in the hundreds
                 nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else weight.data.add_(0.1)
+            elif more["copy"] == "words":  # what would begin at nothing
+                nn.init.normal_(weight, std=0.1)
+        if more.get("copy") == "words":
+            model.pointer.join(["a", " a", "b", "!", " !", " c", *map(str, range(6, VOCAB))])
     return model
 
 
@@ -73,10 +85,73 @@ def test_the_pointer_is_that_of_model_04(mods):
     config = dict(hidden_size=8, layers=1, heads=2, vocab_size=VOCAB, context=16)
     ours = modules(SPEC.folder).model.Pointer(config)
     ours.load_state_dict(theirs.state_dict())
-    logits, outputs, words = torch.randn(2, 5, VOCAB), torch.randn(2, 5, 8), some_tokens(2, 5)
+    head = nn.Linear(8, VOCAB)
+    outputs, words = torch.randn(2, 5, 8), some_tokens(2, 5)
     mask = torch.full((5, 5), -torch.inf).triu(1)
-    found = ours(logits, outputs, words, mask, None)
-    torch.testing.assert_close(found, theirs(logits, outputs, words))
+    found = ours(outputs, words, nn.Identity(), head, mask, None)
+    torch.testing.assert_close(found, theirs(head(outputs), outputs, words))
+
+
+def test_the_pointer_to_words_equals_loops(mods):
+    torch.manual_seed(0)
+    config = dict(hidden_size=8, layers=1, heads=2, vocab_size=6, context=16)
+    pointer = mods.model.WordPointer(config)
+    for weight in pointer.parameters():
+        nn.init.normal_(weight, std=0.5)
+    pointer.join(["a", " a", "b", " b", "!", " !"])
+    other = [1, 0, 3, 2, 4, 5]  # the same word in its other form; "!" is none
+    embedding, head = nn.Embedding(6, 8), nn.Linear(8, 6)
+    outputs, words = torch.randn(2, 5, 8), torch.randint(6, (2, 5))
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    found = pointer(outputs, words, embedding, head, mask, None)
+    for b in range(2):
+        for t in range(5):
+            now, scores, seen = outputs[b, t], [], []
+            for s in range(t + 1):
+                word = words[b, s].item()
+                bare = min(word, other[word])
+                before = pointer.key(outputs[b, s - 1]) if s else pointer.first
+                key = before + pointer.own(embedding.weight[bare])
+                scores.append(pointer.query(now) @ key / 8**0.5)
+                seen.append(embedding.weight[bare])
+            share = torch.stack(scores).softmax(0)
+            logits = head(now + pointer.value(share @ torch.stack(seen)))
+            total = logits.exp().tolist()
+            with_blank = pointer.blank(now).sigmoid().item()
+            for s, score in enumerate(scores):
+                word, mass = words[b, s].item(), (pointer.gate(now) + score).exp().item()
+                if other[word] == word:
+                    total[word] += mass
+                else:
+                    total[word | 1] += mass * with_blank
+                    total[word & ~1] += mass * (1 - with_blank)
+            torch.testing.assert_close(found[b, t], torch.tensor(total).log(), atol=1e-4, rtol=1e-4)
+
+
+def test_words_are_pointed_at_whether_or_not_a_blank_stood_before_them(mods):
+    """a b c d ? - the first word again, with a blank, which it never had. Four of sixteen words
+    are never asked for in training: to say these, one must know what the pointer to words does."""
+    letters = "abcdefghijklmnop"
+    losses = {}
+    for copy in ("pointer", "words"):
+        torch.manual_seed(0)
+        sizes = dict(hidden_size=32, layers=1, heads=2, context=8, copy=copy)
+        model = mods.llama.Llama(33, **sizes).train()
+        if copy == "words":
+            model.pointer.join(["?", *letters, *(f" {letter}" for letter in letters)])
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for step in range(200):
+            text = torch.randint(1, 17, (64, 5))
+            text[:, 0] = (
+                torch.randint(13, 17, (64,)) if step == 199 else torch.randint(1, 13, (64,))
+            )
+            text[:, 4] = 0
+            loss = F.cross_entropy(model(text)[0][:, -1], text[:, 0] + 16)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[copy] = loss.item()  # of the words never asked for
+    assert losses["words"] < 1 < 4 < losses["pointer"], losses
 
 
 def test_gpt_equals_a_stack_of_torch_encoder_layers(mods):
