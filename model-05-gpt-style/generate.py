@@ -331,7 +331,7 @@ def kind_of(model: Model) -> str:
 
 def name_of(config: dict) -> str:
     """What a model is called in pictures."""
-    return "GPT" + {"none": "", "pointer": " + pointer", "words": " + words"}[config["copy"]]
+    return "GPT" + {"none": "", "pointer": " + pointer", "words": " + word pointer"}[config["copy"]]
 
 
 def remember(tokens: Iterator[int], written: list[int]) -> Iterator[int]:

@@ -74,6 +74,7 @@ GPT = (
     "--dataset tales --tokenizer bpe --context 384 --batch-size 8 --lr 0.01 --weight-decay 0.2 "
     "--dropout 0"
 )
+STORIES = "--dataset tales-25mb --tokenizer bpe --vocab-size 4096 --context 512 --batch-size 4"
 RECALL = {  # as the READMEs have it
     "recall-01": ("01", "--dataset tales --minutes 12"),
     "recall-02": ("02", f"{WORDS} --minutes 6"),
@@ -89,10 +90,13 @@ RECALL = {  # as the READMEs have it
         "--dataset tales --tokenizer bpe --vocab-size 4096 --context 256 --batch-size 8 "
         "--lr 0.01 --weight-decay 0.2 --dropout 0 --steps 1500 --eval-every 500 --copy pointer",
     ),
+    "recall-05-more": (
+        "05",
+        f"{STORIES} --lr 0.006 --weight-decay 0.2 --steps 4800 --eval-every 1200 --copy pointer",
+    ),
     "recall-05": (
         "05",
-        "--dataset tales-25mb --tokenizer bpe --vocab-size 4096 --context 512 --batch-size 4 "
-        "--lr 0.006 --weight-decay 0.2 --steps 4800 --eval-every 1200 --copy pointer",
+        f"{STORIES} --lr 0.01 --weight-decay 0.2 --steps 4800 --eval-every 1200 --copy words",
     ),
 }
 
@@ -355,7 +359,8 @@ def inside(folder: Path, row: Row) -> dict:
     settings, dataset = checkpoint["settings"], checkpoint["dataset"]["name"]
     if f"--dataset {dataset} " not in f"{row.command} ":
         raise UserError(f"{folder} was trained on {dataset}: give a run of {row.command}")
-    sizes = {each.data_ptr(): each.numel() for each in checkpoint["model"].values()}
+    weights = (each for each in checkpoint["model"].values() if each.is_floating_point())
+    sizes = {each.data_ptr(): each.numel() for each in weights}
     found = {"parameters": sum(sizes.values()), "dtype": settings["dtype"]}
     if not row.by_hand:  # its settings are the preset's, and stay so until the code moves on
         found["preset"] = {k: settings.get(k, now) for k, now in presets_of(row).items()}
