@@ -201,8 +201,8 @@ class WordPointer(Pointer):
         C, size = config["hidden_size"], self.key.out_features
         self.own, self.value = nn.Linear(C, size, bias=False), nn.Linear(C, C, bias=False)
         self.first, self.blank = nn.Parameter(torch.zeros(size)), nn.Linear(C, 1)
-        for begin in (self.own.weight, self.value.weight):
-            nn.init.zeros_(begin)  # as the pointer without them
+        nn.init.zeros_(self.own.weight)  # it begins as the pointer without these two
+        nn.init.zeros_(self.value.weight)
         # The token of each word without and with a blank before it; see `join`.
         self.register_buffer("forms", torch.arange(config["vocab_size"]).repeat(2, 1))  # (2, V)
 
@@ -210,7 +210,8 @@ class WordPointer(Pointer):
         """Make tokens one word that differ only in a blank before it: the text of each token."""
         ids = {text: index for index, text in enumerate(texts)}
         for text, bare in ids.items():
-            if text.isalpha() and (spaced := ids.get(f" {text}")):
+            spaced = ids.get(f" {text}", bare)
+            if text.isalpha():
                 self.forms[:, [bare, spaced]] = torch.tensor([[bare], [spaced]])
 
     def forward(
