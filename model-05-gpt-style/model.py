@@ -157,6 +157,7 @@ class Pointer(nn.Module):
         mask: Tensor | None, cache: Cache | None,
     ) -> Tensor:  # fmt: skip
         """outputs (B, T, C), words (B, S), the last T theirs -> logits (B, T, V)"""
+        logits = head(outputs)
         q, k = self.query(outputs), self.key(outputs)
         q, k = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k))
         if cache is not None:
@@ -165,7 +166,7 @@ class Pointer(nn.Module):
         scores = F.pad(scores.sum(dim=1).float()[..., :-1], (1, 0))  # the first word has no key
         if mask is not None:
             scores = scores + mask
-        return self.copy(head(outputs).float(), outputs, scores, words)
+        return self.copy(logits.float(), outputs, scores, words)
 
     def copy(self, logits: Tensor, outputs: Tensor, scores: Tensor, words: Tensor) -> Tensor:
         """Let words be copied: logits (B, T, V), scores (B, T, S), words (B, S) -> logits

@@ -262,14 +262,11 @@ def find_text(args: argparse.Namespace, checkpoint: dict | None) -> data.Source:
     return source
 
 
-def new_model(args: argparse.Namespace, tokenizer: Tokenizer) -> Model:
+def new_model(args: argparse.Namespace, vocab_size: int) -> Model:
     sizes = {name: getattr(args, name) for name in MODEL}
     if args.arch == "llama":
         sizes["kv_heads"] = args.kv_heads or args.heads
-    model = MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](tokenizer.vocab_size, **sizes)
-    if args.copy == "words":
-        model.pointer.join([tokenizer.token_text(index) for index in range(tokenizer.vocab_size)])
-    return model
+    return MODELS[{"gpt": "GPT", "llama": "Llama"}[args.arch]](vocab_size, **sizes)
 
 
 def check_own(path: Path, checkpoint: dict) -> None:
@@ -315,7 +312,9 @@ def prepare(args: argparse.Namespace) -> Run:
     dtype = generate.pick_dtype(args.dtype, device)
     args.dtype = str(dtype).removeprefix("torch.")
     torch.manual_seed(args.seed)
-    model = (model or new_model(args, tokenizer)).to(device).train()
+    model = (model or new_model(args, tokenizer.vocab_size)).to(device).train()
+    if model.config["copy"] == "words":
+        model.pointer.join([tokenizer.token_text(index) for index in range(tokenizer.vocab_size)])
     shared = parallel.share(model, args.parallel)
     torch.manual_seed(args.seed + rank)  # each process has dropout of its own
     optimizer = new_optimizer(model, args)

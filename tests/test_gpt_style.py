@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared import UserError
-from shared.utils.tokenizers import BPETokenizer, CharTokenizer
+from shared.utils.tokenizers import CharTokenizer
 
 SPEC = MODELS[4]
 FOLDER = ROOT / SPEC.folder
@@ -148,15 +148,14 @@ def test_words_are_pointed_at_whether_or_not_a_blank_stood_before_them(mods):
     assert losses["words"] < 1 and losses["pointer"] > 4, losses
 
 
-def test_a_new_model_knows_which_tokens_are_one_word(mods):
-    tokenizer = BPETokenizer.train("low lower low low", vocab_size=270)
-    args = SimpleNamespace(
-        arch="llama", copy="words", hidden_size=8, layers=1, heads=2, kv_heads=None, context=8,
-        dropout=0.0,
-    )  # fmt: skip
-    forms = mods.train.new_model(args, tokenizer).pointer.forms.tolist()
-    names = [[tokenizer.token_text(index) for index in row] for row in forms]
-    low = tokenizer.encode(" low")[0]
+def test_training_knows_which_tokens_are_one_word(mods, tmp_path):
+    (tmp_path / "text.txt").write_text("low lower low low, " * 200, encoding="utf-8")
+    flags = [*words("--tokenizer bpe --vocab-size 270 --copy words --preset tiny"), *QUICK.split()]
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr("sys.argv", ["train.py", *flags, "--dataset", str(tmp_path / "text.txt")])
+        run = mods.train.prepare(mods.train.parse_args())
+    names = [list(map(run.tokenizer.token_text, row)) for row in run.model.pointer.forms.tolist()]
+    low = run.tokenizer.encode(" low")[0]
     assert [row[low] for row in names] == ["low", " low"]
     assert [row[ord("!")] for row in names] == ["!", "!"]
 
