@@ -210,10 +210,12 @@ class WordPointer(Pointer):
     def join(self, texts: list[str]) -> None:
         """Make tokens one word that differ only in a blank before it: the text of each token."""
         ids = {text: index for index, text in enumerate(texts)}
+        forms = self.forms.cpu()  # on a GPU the model may be by now
         for text, bare in ids.items():
-            spaced = ids.get(f" {text}", bare)
-            if text.isalpha():
-                self.forms[:, [bare, spaced]] = torch.tensor([[bare], [spaced]])
+            spaced = ids.get(f" {text}")
+            if text.isalpha() and spaced is not None:
+                forms[0, spaced], forms[1, bare] = bare, spaced
+        self.forms.copy_(forms)
 
     def forward(
         self, outputs: Tensor, words: Tensor, embedding: nn.Module, head: nn.Module,

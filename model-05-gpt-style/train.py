@@ -171,7 +171,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--dropout", float, "share of channels switched off", 0, 0.95)
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
     parser.number("--kv-heads", int, "of keys and values, llama only (as many as --heads)", 1, 1000)
-    parser.choice("--copy", "whether words of the text so far may be pointed at", list(POINTERS))
+    parser.choice("--copy", "pointing at the text so far: its tokens, or its words", list(POINTERS))
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)
