@@ -415,6 +415,8 @@ def write_results(run: Run) -> None:
     for name, text in (("metrics.csv", table.getvalue()), ("samples.txt", samples)):
         with replacing(run.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+    if not run.step:
+        return  # one point is no curve
     with replacing(run.out / "loss.png") as temporary:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],
