@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from model import POINTERS, Cache, State, attend
+from model import POINTERS, Cache, NGrams, State, attend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -143,8 +143,8 @@ class Llama(nn.Module):
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
         heads: int = 4, context: int = 256, tied: bool = False, kv_heads: int = 0,
-        qk_norm: bool = True, copy: str = "none", inner: int = 0, head_size: int = 0,
-        biases: bool = False, eps: float = 1e-5, base: float = 10_000.0,
+        qk_norm: bool = True, copy: str = "none", ngrams: int = 1, inner: int = 0,
+        head_size: int = 0, biases: bool = False, eps: float = 1e-5, base: float = 10_000.0,
         scaling: Sequence[float] = (),
     ) -> None:  # fmt: skip
         super().__init__()
@@ -152,8 +152,9 @@ class Llama(nn.Module):
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
             heads=heads, context=context, tied=tied, kv_heads=kv_heads or heads,
-            qk_norm=qk_norm, copy=copy, inner=inner, head_size=head_size or hidden_size // heads,
-            biases=biases, eps=eps, base=base, scaling=list(scaling),
+            qk_norm=qk_norm, copy=copy, ngrams=ngrams, inner=inner,
+            head_size=head_size or hidden_size // heads, biases=biases, eps=eps, base=base,
+            scaling=list(scaling),
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)
@@ -161,6 +162,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(hidden_size, eps)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
+        self.ngrams = NGrams(self.config) if ngrams > 1 else None
         self.pointer = POINTERS[copy](self.config)
         self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
@@ -204,6 +206,8 @@ class Llama(nn.Module):
         S, device = cache.length if cache else 0, tokens.device
         T = tokens.size(1) - S
         x = self.embedding(tokens[:, S:])  # (B, T, C)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens, T)
         if torch.is_autocast_enabled(device.type):  # half as many bytes to move
             x = x.to(torch.get_autocast_dtype(device.type))
         mask = None

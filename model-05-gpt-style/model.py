@@ -15,7 +15,7 @@ not all. And the details of GPT-2: one matrix to read tokens in and out, a start
 block adds nothing.
 
 Sources: Radford et al. 2019 (GPT-2), Press & Wolf 2017 (one matrix), Shazeer 2019 (the cache),
-Merity et al. 2017 (copying)
+Merity et al. 2017 (copying), Pagnoni et al. 2024 (n-grams)
 
 Shapes: B batch, T time, S tokens of the state and new ones, C channels, H heads, D = C / H head
         size, L layers, V vocabulary
@@ -134,6 +134,34 @@ class Block(nn.Module):
         return x + drop(self.mlp(self.norm2(x)))
 
 
+class NGrams(nn.Module):
+    """What the last 2, 3, ... N tokens are together: a row of a table for each, added up.
+
+    Blocks must first learn that "q" and "u" make "qu". A table that is asked for both at once
+    knows it as soon as it has seen them. One of all n-grams would have V ** N rows, so a hash
+    picks one of a few, which strangers share (Pagnoni et al. 2024, 3.2.1).
+    """
+
+    ROWS = 8192  # of each table
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        sizes = range(2, config["ngrams"] + 1)
+        self.tables = nn.ModuleList([nn.Embedding(self.ROWS, config["hidden_size"]) for _ in sizes])
+        for table in self.tables:
+            nn.init.zeros_(table.weight)  # it begins as the model without it
+
+    def forward(self, tokens: Tensor, T: int) -> Tensor:
+        """tokens (B, S + T) -> for the last T of them (B, T, C)"""
+        earlier = key = tokens[:, -T - len(self.tables) :]
+        total = 0.0
+        for table in self.tables:
+            earlier = F.pad(earlier[:, :-1], (1, 0), value=-1)  # -1: before the first token
+            key = (key * 31_337 + earlier) % (2**31 - 1)
+            total = total + table(key[:, -T:] % self.ROWS)
+        return total
+
+
 class Pointer(nn.Module):
     """Words of the text so far may be said again: those that followed outputs like this one.
 
@@ -249,12 +277,12 @@ class GPT(nn.Module):
 
     def __init__(
         self, vocab_size: int, hidden_size: int = 256, layers: int = 6, dropout: float = 0.0,
-        heads: int = 4, context: int = 256, tied: bool = True, copy: str = "none",
+        heads: int = 4, context: int = 256, tied: bool = True, copy: str = "none", ngrams: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = dict(
             vocab_size=vocab_size, hidden_size=hidden_size, layers=layers, dropout=dropout,
-            heads=heads, context=context, tied=tied, copy=copy,
+            heads=heads, context=context, tied=tied, copy=copy, ngrams=ngrams,
         )  # fmt: skip
         self.context = context  # tokens it sees, at most
         self.embedding = nn.Embedding(vocab_size, hidden_size)
@@ -263,6 +291,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.start()
+        self.ngrams = NGrams(self.config) if ngrams > 1 else None
         self.pointer = POINTERS[copy](self.config)
         self.kept = layers + (copy != "none")  # keys of each layer, and of the pointer
 
@@ -306,6 +335,8 @@ class GPT(nn.Module):
         S, device = cache.length if cache else 0, tokens.device
         T = tokens.size(1) - S
         x = self.embedding(tokens[:, S:]) + self.places.weight[S : S + T]  # (B, T, C)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens, T)
         if torch.is_autocast_enabled(device.type):  # half as many bytes to move
             x = x.to(torch.get_autocast_dtype(device.type))
         mask = None

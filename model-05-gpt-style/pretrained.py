@@ -596,8 +596,11 @@ def export(
 def published_config(model: Model) -> dict:
     """What `read_config` reads, of a model of ours."""
     config, dtype = model.config, str(model.embedding.weight.dtype).removeprefix("torch.")
-    if config["copy"] != "none":
-        raise UserError("no published architecture has a pointer: export a model without --copy")
+    if config["copy"] != "none" or config["ngrams"] > 1:
+        raise UserError(
+            "no published architecture has a pointer or a table of n-grams: "
+            "export a model without --copy and --ngrams"
+        )
     both = {
         "vocab_size": config["vocab_size"], "tie_word_embeddings": config["tied"], "dtype": dtype,
         "bos_token_id": None, "eos_token_id": None,

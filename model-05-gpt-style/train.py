@@ -65,23 +65,23 @@ DATASET = "wikitext-2"  # where none is named
 PRESETS = {  # tiny: seconds; small: a laptop's CPU; full: a GPU, or patience; gpt2: many GPUs
     "tiny": dict(
         tokenizer="char", arch="llama", hidden_size=64, layers=2, dropout=0.0, heads=4,
-        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=64, lr=0.01,
-        weight_decay=0.1, average=0.0, steps=600,
+        copy="none", ngrams=1, optimizer="muon", batch_size=16, accumulate=1, context=64,
+        lr=0.01, weight_decay=0.1, average=0.0, steps=600,
     ),
     "small": dict(
         tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.0, heads=4,
-        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.005,
-        weight_decay=0.5, average=0.0, minutes=3.75,
+        copy="none", ngrams=1, optimizer="muon", batch_size=16, accumulate=1, context=128,
+        lr=0.005, weight_decay=0.5, average=0.0, minutes=3.75,
     ),
     "full": dict(
         tokenizer="char", arch="llama", hidden_size=192, layers=6, dropout=0.0, heads=4,
-        copy="none", optimizer="muon", batch_size=16, accumulate=1, context=128, lr=0.005,
-        weight_decay=1.0, average=0.0, epochs=6.0,
+        copy="none", ngrams=1, optimizer="muon", batch_size=16, accumulate=1, context=128,
+        lr=0.005, weight_decay=1.0, average=0.0, epochs=6.0,
     ),
     "gpt2": dict(
         tokenizer="bpe", vocab_size=50304, arch="gpt", hidden_size=768, layers=12, dropout=0.0,
-        heads=12, copy="none", optimizer="adamw", batch_size=512, accumulate=64, context=1024,
-        lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
+        heads=12, copy="none", ngrams=1, optimizer="adamw", batch_size=512, accumulate=64,
+        context=1024, lr=0.0006, weight_decay=0.1, average=0.0, epochs=1.0,
     ),
 }  # fmt: skip
 TOKENIZERS = {
@@ -93,7 +93,7 @@ TOKENIZERS = {
 }
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LENGTHS = ("epochs", "steps", "minutes")
-MODEL = ("hidden_size", "layers", "dropout", "heads", "context", "copy")  # and kv_heads
+MODEL = ("hidden_size", "layers", "dropout", "heads", "context", "copy", "ngrams")  # + kv_heads
 KEPT = (  # by --resume
     "tokenizer", "vocab_size", "arch", "kv_heads", "optimizer", "average",
     "preset", "seed", "dtype", *MODEL, "batch_size", "weight_decay",
@@ -172,6 +172,7 @@ def parse_args() -> argparse.Namespace:
     parser.number("--heads", int, "of attention, in each block", 1, 1000)
     parser.number("--kv-heads", int, "of keys and values, llama only (as many as --heads)", 1, 1000)
     parser.choice("--copy", "pointing at the text so far: its tokens, or its words", list(POINTERS))
+    parser.number("--ngrams", int, "longest run of tokens that has an embedding", 1, 64)
     parser.section("training")
     parser.number("--epochs", float, "length: passes over the training text", 1e-6)
     parser.number("--steps", int, "length: updates of the weights", 1)
@@ -541,6 +542,8 @@ def write_results(run: Run) -> None:
     for name, text in (("metrics.csv", table.getvalue()), ("samples.txt", samples)):
         with replacing(run.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+    if not run.step:
+        return  # one point is no curve
     with replacing(run.out / "loss.png") as temporary:
         visualize.plot_loss(
             [dict(zip(COLUMNS, row, strict=True)) for row in run.history],

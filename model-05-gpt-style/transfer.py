@@ -32,7 +32,7 @@ def init_from(args: argparse.Namespace, device: str, preset: dict) -> tuple[Mode
     model, tokenizer, found = load(path if own else args.init_from, device)
     config, problems = model.config, []
     kind = tokenizer.state_dict()["type"]
-    fixed = {name: config[name] for name in ("hidden_size", "layers", "heads", "copy")}
+    fixed = {name: config[name] for name in ("hidden_size", "layers", "heads", "copy", "ngrams")}
     fixed |= {"kv_heads": config.get("kv_heads", config["heads"]), "tokenizer": kind}
     fixed |= {"arch": generate.kind_of(model).lower()}
     fixed |= {"vocab_size": None if kind == "char" else tokenizer.vocab_size}

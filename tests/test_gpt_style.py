@@ -45,6 +45,7 @@ def mods() -> SimpleNamespace:
 
 KINDS = ["GPT", "Llama", "Llama, 2 keys for 4 queries"]
 KINDS += ["GPT, pointer", "Llama, 2 keys, pointer", "GPT, words", "Llama, 2 keys, words"]
+KINDS += ["GPT, n-grams", "Llama, n-grams"]
 
 
 @pytest.fixture(params=KINDS)
@@ -54,6 +55,8 @@ def model(request, mods) -> nn.Module:
     more = {"kv_heads": 2} if "2 keys" in request.param else {}
     if "pointer" in request.param or "words" in request.param:
         more["copy"] = request.param.split()[-1]
+    if "n-grams" in request.param:
+        more["ngrams"] = 4
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(VOCAB, hidden_size=32, layers=3, heads=4, context=16, **more).eval()
@@ -158,6 +161,46 @@ def test_training_knows_which_tokens_are_one_word(mods, tmp_path):
     low = run.tokenizer.encode(" low")[0]
     assert [row[low] for row in names] == ["low", " low"]
     assert [row[ord("!")] for row in names] == ["!", "!"]
+
+
+def test_n_grams_equal_loops(mods):
+    table = mods.model.NGrams(dict(hidden_size=8, ngrams=3))
+    assert not any(weight.any() for weight in table.parameters())  # at first it adds nothing
+    for weight in table.parameters():
+        nn.init.normal_(weight)
+    tokens = some_tokens(2, 6)
+    for b in range(2):
+        for t in range(6):
+            text, expected = [-1, -1, *tokens[b].tolist()][: t + 3], 0
+            for own, n in zip(table.tables, (2, 3), strict=True):
+                key = 0
+                for token in text[: -n - 1 : -1]:  # backwards
+                    key = key * 31_337 + token
+                expected = expected + own.weight[key % (2**31 - 1) % 8192]
+            torch.testing.assert_close(table(tokens[:, : t + 1], 1)[b, 0], expected)
+    torch.testing.assert_close(table(tokens, 6)[:, 2:], table(tokens, 4))
+
+
+@pytest.mark.parametrize("arch", ["GPT", "Llama"])
+def test_a_model_of_n_grams_knows_what_two_tokens_are_together(mods, arch):
+    """The next token is that of a random table for the last two, 81 pairs. With one layer and few
+    steps that is much to ask of attention and mlp, and little of a row for each pair."""
+    torch.manual_seed(0)
+    table, losses = torch.randint(9, (9, 9)), []
+    kind = getattr(mods.model if arch == "GPT" else mods.llama, arch)
+    for ngrams in (1, 2):
+        torch.manual_seed(0)
+        model = kind(9, hidden_size=16, layers=1, heads=2, context=16, ngrams=ngrams).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(40):
+            text = torch.randint(9, (32, 16))
+            targets = table[text[:, :-1], text[:, 1:]]
+            loss = F.cross_entropy(model(text)[0][:, 1:].flatten(0, 1), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < 0.1 and losses[0] > 0.7, losses
 
 
 def test_gpt_equals_a_stack_of_torch_encoder_layers(mods):
