@@ -186,10 +186,10 @@ def settle(args: argparse.Namespace, stored: dict | None) -> None:
     usual = dict(preset="small", seed=1337, dtype="auto", save_every=None, eval_every=None)
     defaults = stored or {**usual, **preset}
     for name in KEPT if stored else ():
-        if getattr(args, name) not in (None, stored[name]):
+        if getattr(args, name) not in (None, stored.get(name)):
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(args, name)}: this checkpoint was made with "
-                f"{stored[name]}: leave the flag out, or start a new run without --resume"
+                f"{stored.get(name)}: leave the flag out, or start a new run without --resume"
             )
     lengths = () if any(getattr(args, name) for name in LENGTHS) else LENGTHS
     for name in SETTINGS:

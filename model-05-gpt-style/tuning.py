@@ -72,10 +72,10 @@ def settle(
     from the defaults. Raises UserError."""
     for name in names:
         given = getattr(args, name)
-        if stored and given not in (None, stored[name]):
+        if stored and given not in (None, stored.get(name)):
             raise UserError(
-                f"--{name.replace('_', '-')} {given}: this run has {stored[name]}: leave the flag "
-                "out, or start a new run without --resume"
+                f"--{name.replace('_', '-')} {given}: this run has {stored.get(name)}: leave the "
+                "flag out, or start a new run without --resume"
             )
         if given is None:
             setattr(args, name, (stored or defaults)[name])

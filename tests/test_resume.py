@@ -304,6 +304,15 @@ def test_a_resume_with_other_settings_is_refused(stopped, train, flag):
     assert_one_line_error(train("--resume", stopped, flag), *flag.split())
 
 
+@copied("settle")
+def test_a_checkpoint_from_before_a_flag_existed_goes_on(stopped, train, mods):
+    saved = torch.load(stopped, weights_only=True)
+    del saved["settings"]["ngrams"], saved["config"]["ngrams"]
+    mods.train.write_checkpoint(stopped, saved)
+    assert_one_line_error(train("--resume", stopped, "--ngrams 3"), "--ngrams 3")
+    assert train("--resume", stopped).status == 0
+
+
 def test_a_resume_with_another_model_size_is_refused(spec, stopped, train):
     for name, value in spec.size.items():
         flag = "--" + name.replace("_", "-")
