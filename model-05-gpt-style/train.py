@@ -197,8 +197,6 @@ def parse_args() -> argparse.Namespace:
     parser.choice("--parallel", "how processes of torchrun share the work", ["ddp", "fsdp"], "ddp")
     parser.set_defaults(begin=None, ends=None)
     args = parser.parse()
-    if args.resume and args.init_from:
-        raise UserError("--resume goes on with a run and --init-from begins one: give one of them")
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise UserError("--epochs, --steps and --minutes each set the length: give one of them")
     return args
@@ -233,6 +231,8 @@ def check(args: argparse.Namespace, world: int) -> None:
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
+    if args.resume and args.init_from:
+        problems.append("--resume goes on with a run and --init-from begins one: give one of them")
     if new and args.kv_heads and args.arch == "gpt":
         problems.append("--kv-heads: --arch gpt has as many as --heads: leave it out")
     if new and args.kv_heads and args.heads % args.kv_heads:

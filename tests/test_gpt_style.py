@@ -482,8 +482,8 @@ def test_a_batch_in_parts_is_the_same_batch(mods, flags, run_main, tmp_path, opt
     torch.testing.assert_close(losses(tmp_path / "1"), losses(tmp_path / "4"), atol=1e-4, rtol=0)
 
 
-def test_a_run_with_muon_and_an_average_resumes_to_the_bit(mods, flags, run_main, tmp_path):
-    more = ["--dropout", "0.3", "--average", "0.8"]
+def test_a_run_with_muon_n_grams_and_an_average_resumes_to_the_bit(mods, flags, run_main, tmp_path):
+    more = ["--dropout", "0.3", "--average", "0.8", "--ngrams", "3"]
     assert run_main(mods.train, flags, more, "--out", tmp_path / "whole").status == 0
     stop = iter([0] * 7 + [signal.SIGINT] * 99)
     with pytest.MonkeyPatch.context() as patch:
