@@ -231,8 +231,6 @@ def check(args: argparse.Namespace, world: int) -> None:
             f"--hidden-size {args.hidden_size} cannot be shared by --heads {args.heads}: "
             f"give a multiple of {2 * args.heads}"
         )
-    if args.resume and args.init_from:
-        problems.append("--resume goes on with a run and --init-from begins one: give one of them")
     if new and args.kv_heads and args.arch == "gpt":
         problems.append("--kv-heads: --arch gpt has as many as --heads: leave it out")
     if new and args.kv_heads and args.heads % args.kv_heads:
@@ -291,6 +289,8 @@ def fit_batch(args: argparse.Namespace, name: str, train: int, valid: int) -> No
 def prepare(args: argparse.Namespace) -> Run:
     """Data, model and optimizer: new ones, or those of the checkpoint to resume."""
     started = time.perf_counter()
+    if args.resume and args.init_from:
+        raise UserError("--resume goes on with a run and --init-from begins one: give one of them")
     device = generate.pick_device(args.device)
     rank, world = parallel.begin(device)
     out = Path(args.out or HERE / "checkpoints")
