@@ -232,14 +232,14 @@ def sample(
     makes it bolder. top_k > 0 keeps the k likeliest tokens only; top_p < 1 then keeps, of these,
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
     """
-    logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.cpu()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
     if 0 < top_k < logits.size(-1):  # finding a few is much faster than sorting all
         logits, tokens = logits.topk(top_k, dim=-1)
     else:
         logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    logits = (logits.double() - logits[:, :1]) / temperature  # at most 0: no overflow
     p = logits.softmax(dim=-1)
     p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)  # those before already reach top_p
     p[:, 0] = p[:, 0].clamp(min=1e-9)  # the likeliest always stays, even with top_p 0

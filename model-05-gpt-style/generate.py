@@ -267,14 +267,14 @@ def sample(
     the likeliest that together reach probability p (nucleus sampling, Holtzman et al. 2020).
     min_p > 0 keeps those with at least that share of the likeliest one's (Nguyen et al. 2024).
     """
-    logits = logits.cpu().double()  # drawn on the CPU: the same seed, the same text, on any device
+    logits = logits.cpu()  # drawn on the CPU: the same seed, the same text, on any device
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # at most 0: no overflow
     if 0 < top_k < logits.size(-1):  # finding a few is much faster than sorting all
         logits, tokens = logits.topk(top_k, dim=-1)
     else:
         logits, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    logits = (logits.double() - logits[:, :1]) / temperature  # at most 0: no overflow
     p = logits.softmax(dim=-1)
     p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)  # those before already reach top_p
     p = p.masked_fill(p < min_p * p[:, :1], 0)
@@ -389,7 +389,8 @@ def add_device_flag(parser: Arguments) -> None:
 
 
 def add_quantize_flag(parser: Arguments) -> None:
-    parser.choice("--quantize", "the blocks' weights in fewer bits (as they are)", list(SCHEMES))
+    help = "weights in fewer bits (as they are); on a CPU int8 writes faster, the others slower"
+    parser.choice("--quantize", help, list(SCHEMES))
 
 
 def add_dtype_flag(parser: Arguments) -> None:

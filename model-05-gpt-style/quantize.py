@@ -11,8 +11,8 @@
                          scales in 8 bits themselves (double quantization)            4.1 bits
 
 Only weights are quantized, of the linear layers in the blocks; sums run in floating point.
-Embedding, read-out and norms stay as they are. Where a weight becomes its nearest level, it moves
-by half the gap between two levels at most, times the scale:
+Embedding and read-out are in int8 with each of the three, what else there is stays as it is. A
+weight that becomes its nearest level moves by half the gap of two at most, times the scale:
 
     int8  1/254 of the largest weight of its row
     int4  1/14  of the largest weight of its block
@@ -28,6 +28,7 @@ Shapes: N weights, R rows (outputs), C columns (inputs), K blocks of 64
 
 from __future__ import annotations
 
+import sys
 import time
 from statistics import NormalDist
 
@@ -39,6 +40,7 @@ from tqdm import tqdm
 
 from shared import UserError
 
+FEW = 0 if sys.platform == "win32" else 32  # rows; that product is a plain loop on Windows
 BLOCK, OUTER = 64, 256  # weights that share a scale, scales that share a scale (QLoRA, section 3)
 
 
@@ -62,11 +64,11 @@ class Quantized(nn.Module):
     dequantize(), which says what they stand for: (R, C), float32.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear | nn.Embedding) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self.pack(linear.weight.detach().float())
+        self.out_features, self.in_features = layer.weight.shape
+        self.bias = getattr(layer, "bias", None)
+        self.pack(layer.weight.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., R)"""
@@ -94,13 +96,40 @@ class Int8(Quantized):
     """8 bits: a scale for each row (Dettmers et al. 2022, 2.1)."""
 
     def pack(self, weight: Tensor) -> None:
-        scales = weight.abs().amax(dim=1, keepdim=True) / 127  # (R, 1)
-        codes = (weight / scales.clamp(min=1e-30)).round()
+        scales = (weight.abs().amax(dim=1) / 127).bfloat16()  # (R,)
+        codes = (weight / scales.float().clamp(min=1e-30)[:, None]).round()
         self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scales", scales)
 
     def dequantize(self) -> Tensor:
-        return self.codes * self.scales
+        return self.codes * self.scales.float()[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., R)
+
+        To write a token is to read all weights, so the fewer bytes, the faster: for few rows,
+        PyTorch has a product for CPUs of bfloat16 and codes as they are, 16 at a time.
+        """
+        rows = x.numel() // self.in_features
+        if rows > FEW or x.device.type != "cpu" or self.in_features % 16 or x.requires_grad:
+            return super().forward(x)
+        x16, scales = x.reshape(rows, -1).bfloat16(), self.scales.bfloat16()
+        y = torch._weight_int8pack_mm(x16, self.codes, scales)
+        y = y.to(x.dtype) if self.bias is None else y + self.bias.to(x.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+
+class Rows(nn.Module):
+    """An embedding in 8 bits: of a matrix, the rows that are asked for."""
+
+    def __init__(self, matrix: Int8, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.matrix, self.dtype = matrix, dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (...) -> (..., C)"""
+        scales = self.matrix.scales[tokens].float()[..., None]
+        return (self.matrix.codes[tokens] * scales).to(self.dtype)
 
 
 class Int4(Quantized):
@@ -166,7 +195,7 @@ SCHEMES = {"int8": Int8, "int4": Int4, "nf4": NF4}
 
 
 def quantize(model: nn.Module, scheme: str) -> nn.Module:
-    """The model with the linear layers of its blocks quantized, in place.
+    """The model with its blocks, embedding and read-out quantized, in place.
 
     Raises UserError for a model that is quantized already: its weights are gone.
     """
@@ -177,6 +206,10 @@ def quantize(model: nn.Module, scheme: str) -> nn.Module:
                     raise UserError("this model is quantized already: load it again")
                 if isinstance(layer, nn.Linear):
                     setattr(parent, name, SCHEMES[scheme](layer))
+    embedding, table = model.embedding.weight, Int8(model.embedding)
+    model.embedding = Rows(table, embedding.dtype)
+    if isinstance(model.head, nn.Linear):  # a classifier has no read-out
+        model.head = table if model.head.weight is embedding else Int8(model.head)
     return model
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 5
 
 30 M parameters, context 512, one text, from its first token to the last, in float32 (ours also as
-`generate.py --dtype bfloat16` writes, theirs also in bfloat16), in turns; the median counts. Needs
-transformers; nanoGPT (a clone of its repository) is left out if not given.
+`generate.py --dtype bfloat16` and `--quantize int8` write, theirs also in bfloat16), in turns; the
+median counts. Needs transformers; nanoGPT (a clone of its repository) is left out if not given.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ sys.path.insert(0, str(FOLDER))
 
 from generate import generate  # noqa: E402
 from model import GPT  # noqa: E402
+from quantize import quantize  # noqa: E402
 
 SIZES = dict(hidden_size=512, layers=6, heads=8, context=512)
 VOCAB = 20_000
@@ -88,6 +89,7 @@ def main() -> None:
         torch.nn.init.normal_(weight, std=0.05)
     tokens, start = torch.randint(VOCAB, (1, 64)), torch.zeros(1, 1, dtype=torch.int64)
     twin, small = hugging_face(gpt), copy.deepcopy(gpt).bfloat16()
+    in_bytes = quantize(copy.deepcopy(gpt), "int8")
     small_twin = copy.deepcopy(twin).bfloat16()
 
     def theirs(twin: torch.nn.Module) -> None:
@@ -99,6 +101,7 @@ def main() -> None:
     ways: dict[str, Callable[[], object]] = {
         "model 05": lambda: list(generate(gpt, [0], TOKENS, 0.8, 200)),
         "in bfloat16": lambda: list(generate(small, [0], TOKENS, 0.8, 200)),
+        "in int8": lambda: list(generate(in_bytes, [0], TOKENS, 0.8, 200)),
         "Hugging Face": lambda: theirs(twin),
         "its bfloat16": lambda: theirs(small_twin),
     }
@@ -116,13 +119,11 @@ def main() -> None:
                 write()
                 speeds[name].append(TOKENS / (time.perf_counter() - began))
     medians = {name: statistics.median(each) for name, each in speeds.items()}
-    ours, half = medians["model 05"], medians["in bfloat16"]
     print(f"{sum(p.numel() for p in gpt.parameters()):,} parameters")
+    print("                tokens/s   " + "".join(f"{name:>14}" for name in list(ways)[:3]))
     for name, median in medians.items():
-        print(
-            f"{name:14}{median:8.1f} tokens/s   model 05 is {ours / median:.2f} times as fast, "
-            f"in bfloat16 {half / median:.2f} times"
-        )
+        times = "".join(f"{ours / median:12.2f} x" for ours in list(medians.values())[:3])
+        print(f"{name:14}{median:10.1f}   {times}")
 
 
 if __name__ == "__main__":
