@@ -389,7 +389,7 @@ def add_device_flag(parser: Arguments) -> None:
 
 
 def add_quantize_flag(parser: Arguments) -> None:
-    help = "weights in fewer bits (as they are); on a CPU int8 writes faster, the others slower"
+    help = "weights in fewer bits (as they are): int8 may write faster, the others slower"
     parser.choice("--quantize", help, list(SCHEMES))
 
 

@@ -52,9 +52,8 @@ class Cache:
         if self.store is None:
             self.store = k.new_zeros(2, self.layers, B, H, self.context, D)
         end = self.length + T
-        for kind, new in enumerate((k, v)):
-            self.store[kind, layer, :, :, self.length : end] = new
-        return self.store[0, layer, :, :, :end], self.store[1, layer, :, :, :end]
+        self.store[:, layer, :, :, self.length : end] = torch.stack((k, v))
+        return self.store[:, layer, :, :, :end].unbind()
 
     def branch(self, length: int) -> Cache:
         """A copy that goes on from an earlier token, and leaves this one as it is."""

@@ -113,10 +113,9 @@ class Int8(Quantized):
         rows = x.numel() // self.in_features
         if rows > FEW or x.device.type != "cpu" or self.in_features % 16 or x.requires_grad:
             return super().forward(x)
-        x16, scales = x.reshape(rows, -1).bfloat16(), self.scales.bfloat16()
-        y = torch._weight_int8pack_mm(x16, self.codes, scales)
-        y = y.to(x.dtype) if self.bias is None else y + self.bias.to(x.dtype)
-        return y.view(*x.shape[:-1], -1)
+        x16, scales, bias = x.reshape(rows, -1).bfloat16(), self.scales.bfloat16(), self.bias
+        y = torch._weight_int8pack_mm(x16, self.codes, scales).view(*x.shape[:-1], -1).to(x.dtype)
+        return y if bias is None else y + bias.to(x.dtype)
 
 
 class Rows(nn.Module):

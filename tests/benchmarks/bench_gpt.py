@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 5
 
 30 M parameters, context 512, one text, from its first token to the last, in float32 (ours also as
-`generate.py --dtype bfloat16` and `--quantize int8` write, theirs also in bfloat16), in turns; the
-median counts. Needs transformers; nanoGPT (a clone of its repository) is left out if not given.
+`generate.py --dtype bfloat16` writes, and that with `--quantize int8`; theirs also in bfloat16), in
+turns; the median counts. Needs transformers; nanoGPT (a clone of its repository) is left out if not
+given.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def main() -> None:
         torch.nn.init.normal_(weight, std=0.05)
     tokens, start = torch.randint(VOCAB, (1, 64)), torch.zeros(1, 1, dtype=torch.int64)
     twin, small = hugging_face(gpt), copy.deepcopy(gpt).bfloat16()
-    in_bytes = quantize(copy.deepcopy(gpt), "int8")
+    in_bytes = quantize(copy.deepcopy(small), "int8")
     small_twin = copy.deepcopy(twin).bfloat16()
 
     def theirs(twin: torch.nn.Module) -> None:
@@ -120,10 +121,11 @@ def main() -> None:
                 speeds[name].append(TOKENS / (time.perf_counter() - began))
     medians = {name: statistics.median(each) for name, each in speeds.items()}
     print(f"{sum(p.numel() for p in gpt.parameters()):,} parameters")
-    print("                tokens/s   " + "".join(f"{name:>14}" for name in list(ways)[:3]))
+    ours = list(ways)[:3]
+    print(f"{'':31}times as fast:" + "".join(f"{name:>13}" for name in ours))
     for name, median in medians.items():
-        times = "".join(f"{ours / median:12.2f} x" for ours in list(medians.values())[:3])
-        print(f"{name:14}{median:10.1f}   {times}")
+        times = "".join(f"{medians[own] / median:13.2f}" for own in ours)
+        print(f"{name:14}{median:8.1f} tokens/s{'':14}{times}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def all_rows() -> Iterator[Row]:
         command = f"python tests/benchmarks/bench_tokenizers.py --only {kind}"
         yield Row(f"tokenizers-{kind}", "tokenizers", command)
     yield Row("compression", "compression", "python shared/utils/visualize.py compression")
-    command = "python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 3"
+    command = "python tests/benchmarks/bench_gpt.py --nanogpt ../nanoGPT --rounds 5"
     yield Row("generation", "generation", command)
     for model, folder in FOLDERS.items():
         command = f"python {folder}/train.py --dataset tiny-shakespeare"

@@ -345,15 +345,17 @@ def generation_table(store: dict[str, dict]) -> str:
     speeds = store["generation"]["speeds"]
     names = {
         "in bfloat16": "model 05, `--dtype bfloat16`",
+        "in int8": "model 05, `--dtype bfloat16 --quantize int8`",
         "Hugging Face": "Hugging Face generate",
         "its bfloat16": "Hugging Face generate, bfloat16",
     }
-    ours = [speeds["model 05"], speeds["in bfloat16"]]
+    ours = [speeds["model 05"], speeds["in bfloat16"], speeds["in int8"]]
     rows = [
         [names.get(name, name), f"{speed:.1f}", *(f"{own / speed:.2f}" for own in ours)]
         for name, speed in speeds.items()
     ]
-    return table(["", "tokens/s", "model 05 is times as fast", "in bfloat16"], rows)
+    header = ["", "tokens/s", "model 05 is times as fast", "in bfloat16", "in int8"]
+    return table(header, rows)
 
 
 # ------------------------------------------------------------------------------------- pictures
