@@ -163,6 +163,13 @@ def test_few_rows_are_multiplied_by_the_codes_as_they_are(mods, monkeypatch, sha
         assert float((y - expected).abs().amax()) <= near
 
 
+def test_a_row_may_lie_anywhere_in_memory(mods):
+    layer = mods.quantize.Int8(some_linear((8, 32)))
+    for start in (1, 3, 8, 17):
+        x = torch.randn(64).bfloat16()[None, start : start + 32]
+        assert torch.equal(layer(x), layer(x.clone()))
+
+
 def test_many_rows_odd_sizes_and_gradients_take_the_weights_unpacked(mods):
     wide, odd = (mods.quantize.Int8(some_linear(shape)) for shape in ((8, 32), (8, 20)))
     grad = torch.randn(1, 32, requires_grad=True)
