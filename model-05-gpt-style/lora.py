@@ -46,7 +46,8 @@ from train import replacing, shown, write_checkpoint
 from shared import UserError
 from shared.utils import visualize
 
-TARGETS = ("qkv", "out", "gate", "up", "down")  # the linear layers of a block, by name
+# The linear layers of a block, by name, and all those of a pointer.
+TARGETS = ("qkv", "out", "gate", "up", "down", "pointer")
 KIND = "LoRA"  # what `architecture` says in a file of adapters
 
 
@@ -92,17 +93,18 @@ def inject(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
     targets: tuple[str, ...] = TARGETS,
 ) -> nn.Module:  # fmt: skip
-    """The model, frozen, with detours around its blocks' layers of these names, in place.
+    """The model, frozen, with detours around the linear layers of these names, in place.
 
     Raises UserError where no layer has such a name, or where there are detours already.
     """
     if layers_of(model):
         raise UserError("this model has adapters already: merge them first")
     model.requires_grad_(False)
-    for parent in [each for block in model.blocks for each in block.modules()]:
-        for name, layer in list(parent.named_children()):
-            if name in targets and isinstance(layer, nn.Linear | Quantized):
-                setattr(parent, name, LoRA(layer, rank, alpha, dropout))
+    for name, layer in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        called = child if parent.startswith("blocks.") else parent
+        if parent and called in targets and isinstance(layer, nn.Linear | Quantized):
+            setattr(model.get_submodule(parent), child, LoRA(layer, rank, alpha, dropout))
     if not layers_of(model):
         raise UserError(f"no layer is called {', '.join(targets)}: choose of {', '.join(TARGETS)}")
     return model

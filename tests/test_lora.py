@@ -23,12 +23,12 @@ def mods() -> SimpleNamespace:
     return modules(FOLDER)
 
 
-def new_model(mods, kind: str) -> nn.Module:
+def new_model(mods, kind: str, copy: str = "none") -> nn.Module:
     """A small model in evaluation mode with weights that are not small."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = {"GPT": mods.model.GPT, "Llama": mods.llama.Llama}[kind](
-            VOCAB, hidden_size=32, layers=2, heads=4, context=16
+            VOCAB, hidden_size=32, layers=2, heads=4, context=16, copy=copy
         )
         for weight in model.parameters():
             nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else weight.data.add_(0.1)
@@ -74,6 +74,25 @@ def test_detours_are_around_the_chosen_layers_only(mods, model, targets):
              if isinstance(each, nn.Linear) and not n.endswith(".base")]  # fmt: skip
     assert not [n for n in plain if n.endswith(targets)]
     assert "head" in plain
+
+
+@pytest.mark.parametrize("copy", ["pointer", "words"])
+@pytest.mark.parametrize("kind", ["GPT", "Llama"])
+def test_a_pointer_gets_detours_too_as_one_target(mods, kind, copy, tokens):
+    model = new_model(mods, kind, copy)
+    before, _ = model(tokens)
+    inside = {n for n, each in model.pointer.named_modules() if isinstance(each, nn.Linear)}
+    mods.lora.inject(model, rank=4, targets=("pointer",))
+    assert set(mods.lora.layers_of(model)) == {f"pointer.{name}" for name in inside}
+    assert torch.equal(model(tokens)[0], before)
+    learned(mods, model).train()(tokens)[0].square().sum().backward()
+    moved = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert moved == {f"pointer.{name}.{part}" for name in inside for part in "AB"}
+    beside, _ = model.eval()(tokens)
+    mods.lora.absorb(model)
+    torch.testing.assert_close(model(tokens)[0], beside, atol=1e-4, rtol=1e-4)
+    mods.lora.inject(model, targets=("qkv", "gate"))  # not the pointer's gate
+    assert all(name.startswith("blocks.") for name in mods.lora.layers_of(model))
 
 
 def test_gradients_reach_the_adapters_only(mods, model, tokens):
