@@ -96,13 +96,13 @@ class Int8(Quantized):
     """8 bits: a scale for each row (Dettmers et al. 2022, 2.1)."""
 
     def pack(self, weight: Tensor) -> None:
-        scales = (weight.abs().amax(dim=1) / 127).bfloat16()  # (R,)
-        codes = (weight / scales.float().clamp(min=1e-30)[:, None]).round()
+        scales = weight.abs().amax(dim=1) / 127  # (R,)
+        codes = (weight / scales.clamp(min=1e-30)[:, None]).round()
         self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scales", scales)
 
     def dequantize(self) -> Tensor:
-        return self.codes * self.scales.float()[:, None]
+        return self.codes * self.scales[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., R)
@@ -115,7 +115,8 @@ class Int8(Quantized):
         if rows > FEW or x.device.type != "cpu" or self.in_features % 16 or x.requires_grad:
             return super().forward(x)
         x16 = x.reshape(rows, -1).to(torch.bfloat16, copy=True)
-        y = torch._weight_int8pack_mm(x16, self.codes, self.scales.bfloat16())
+        ones = torch.ones_like(self.scales, dtype=torch.bfloat16)  # it would have scales of 16 bits
+        y = torch._weight_int8pack_mm(x16, self.codes, ones) * self.scales
         y = y.view(*x.shape[:-1], -1).to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
@@ -129,7 +130,7 @@ class Rows(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (...) -> (..., C)"""
-        scales = self.matrix.scales[tokens].float()[..., None]
+        scales = self.matrix.scales[tokens][..., None]
         return (self.matrix.codes[tokens] * scales).to(self.dtype)
 
 

@@ -78,7 +78,7 @@ def settle(
                 "flag out, or start a new run without --resume"
             )
         if given is None:
-            setattr(args, name, (stored or defaults)[name])
+            setattr(args, name, {**defaults, **(stored or {})}[name])
 
 
 def resumed(args: argparse.Namespace, device: str, key: str, script: str) -> dict | None:

@@ -53,7 +53,7 @@ def test_int8_moves_a_weight_by_half_a_level_of_its_row_at_most(mods, shape):
     weight = some_linear(shape).weight.detach()
     error = (mods.quantize.Int8(some_linear(shape)).dequantize() - weight).abs()
     bound = weight.abs().amax(dim=1, keepdim=True) / 254
-    assert bool((error <= bound * (1 + 2**-8)).all())  # the scale itself has 16 bits
+    assert bool((error <= bound * 1.0001).all())
     if weight.numel() > 100:
         assert bool((error > 0.8 * bound).any()), "the bound would be too loose"
 
@@ -149,7 +149,7 @@ def test_a_layer_multiplies_by_what_its_codes_stand_for(mods, scheme, bias):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 16), (7, 48), (65, 32), (96, 128), (5, 512)])
 def test_few_rows_are_multiplied_by_the_codes_as_they_are(mods, monkeypatch, shape, dtype, bias):
-    layer = mods.quantize.Int8(some_linear(shape, bias=bias)).to(dtype)
+    layer = mods.quantize.Int8(some_linear(shape, bias=bias).to(dtype))
     weight = layer.dequantize()
     monkeypatch.setattr(mods.quantize, "FEW", 32)  # on Windows, too
     monkeypatch.setattr(mods.quantize.Int8, "dequantize", lambda _: pytest.fail("unpacked"))
@@ -187,9 +187,9 @@ def test_embedding_and_read_out_are_quantized_and_stay_one_if_they_were(mods, ki
     found = model.embedding(tokens)
     assert torch.equal(found, model.embedding.matrix.dequantize()[tokens])
     step = before[0].abs().amax(dim=1) / 127
-    assert bool(((found - before[0][tokens]).abs() <= 0.51 * step[tokens][..., None]).all())
+    assert bool(((found - before[0][tokens]).abs() <= 0.5001 * step[tokens][..., None]).all())
     step = before[1].abs().amax(dim=1, keepdim=True) / 127
-    assert bool(((model.head.dequantize() - before[1]).abs() <= 0.51 * step).all())
+    assert bool(((model.head.dequantize() - before[1]).abs() <= 0.5001 * step).all())
     one = model.head.codes.data_ptr() == model.embedding.matrix.codes.data_ptr()
     assert one == (kind == "GPT") == torch.equal(*before)
 
